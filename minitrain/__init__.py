@@ -1,0 +1,112 @@
+"""Distributed training in plain processes, with the programming interface of Ray Train.
+
+Everything is imported when it is first used: ``import minitrain`` itself imports neither torch
+nor pandas nor pyarrow.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from minitrain import collective, torch
+    from minitrain._driver.agents import shutdown
+    from minitrain.backend import Backend, BackendConfig
+    from minitrain.callbacks import RunContext, UserCallback
+    from minitrain.checkpoint import Checkpoint
+    from minitrain.config import (
+        CheckpointConfig,
+        DataConfig,
+        FailureConfig,
+        LoggingConfig,
+        RunConfig,
+        ScalingConfig,
+        SyncConfig,
+    )
+    from minitrain.context import TrainContext
+    from minitrain.exceptions import (
+        ControllerError,
+        MinitrainError,
+        TrainingFailedError,
+        WorkerGroupError,
+    )
+    from minitrain.result import Result
+    from minitrain.session import get_checkpoint, get_context, get_dataset_shard, report
+
+TRAIN_DATASET_KEY = "train"
+
+_HOMES = {
+    "minitrain._driver.agents": ["shutdown"],
+    "minitrain.backend": ["Backend", "BackendConfig"],
+    "minitrain.callbacks": ["RunContext", "UserCallback"],
+    "minitrain.checkpoint": ["Checkpoint"],
+    "minitrain.config": [
+        "CheckpointConfig",
+        "DataConfig",
+        "FailureConfig",
+        "LoggingConfig",
+        "RunConfig",
+        "ScalingConfig",
+        "SyncConfig",
+    ],
+    "minitrain.context": ["TrainContext"],
+    "minitrain.exceptions": [
+        "ControllerError",
+        "MinitrainError",
+        "TrainingFailedError",
+        "WorkerGroupError",
+    ],
+    "minitrain.result": ["Result"],
+    "minitrain.session": ["get_checkpoint", "get_context", "get_dataset_shard", "report"],
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+_MODULES = {"backend", "collective", "exceptions", "torch", "trainer"}
+
+__all__ = [
+    "TRAIN_DATASET_KEY",
+    "Backend",
+    "BackendConfig",
+    "Checkpoint",
+    "CheckpointConfig",
+    "ControllerError",
+    "DataConfig",
+    "FailureConfig",
+    "LoggingConfig",
+    "MinitrainError",
+    "Result",
+    "RunConfig",
+    "RunContext",
+    "ScalingConfig",
+    "SyncConfig",
+    "TrainContext",
+    "TrainingFailedError",
+    "UserCallback",
+    "WorkerGroupError",
+    "__version__",
+    "collective",
+    "get_checkpoint",
+    "get_context",
+    "get_dataset_shard",
+    "report",
+    "shutdown",
+    "torch",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("minitrain")
+    if name in _MODULES:
+        return importlib.import_module(f"minitrain.{name}")
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'minitrain' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,303 @@
+"""Every exception this library raises.
+
+* MinitrainError
+  - TrainingFailedError           fit() ended without a result
+    + WorkerGroupError            ... because of the workers
+    + ControllerError             ... because of the driver
+  - WorkerDiedError               a worker process ended without a word
+    + AgentDiedError              ... because the agent it ran under did
+  - RemoteError                   stands for a worker's exception that could not be unpickled
+  - LaunchError                   an agent or a worker could not be started
+    + RendezvousTimeoutError      ... or did not join in time
+  - CheckpointError               a checkpoint could not be written, found or read
+    + CheckpointCorruptError
+  - CollectiveTimeoutError        some ranks did not reach a report or a barrier
+  - ReportMismatchError           ranks reported different numbers of times
+  - ConfigurationError            (also a ValueError) refused before any process starts
+  - NotInTrainingError            (also a RuntimeError) report() outside a train function
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+__all__ = [
+    "AgentDiedError",
+    "CheckpointCorruptError",
+    "CheckpointError",
+    "CollectiveTimeoutError",
+    "ConfigurationError",
+    "ControllerError",
+    "LaunchError",
+    "MinitrainError",
+    "NotInTrainingError",
+    "RemoteError",
+    "RendezvousTimeoutError",
+    "ReportMismatchError",
+    "TrainingFailedError",
+    "WorkerDiedError",
+    "WorkerFailure",
+    "WorkerGroupError",
+]
+
+MAX_TRACEBACK_CHARS = 8_000
+"""A longer traceback is cut in the middle: its head and its end say most."""
+
+
+class MinitrainError(Exception):
+    """Base class of every error raised by minitrain itself."""
+
+
+class ConfigurationError(MinitrainError, ValueError):
+    """A setting is wrong; raised before any process starts."""
+
+
+class NotInTrainingError(MinitrainError, RuntimeError):
+    """A function for train functions was called outside one."""
+
+
+class RemoteError(MinitrainError):
+    """Stands for an exception of a worker that could not be pickled or unpickled.
+
+    Attributes:
+        type_name: Qualified name of the original exception's class.
+        message: What ``str()`` gave for the original.
+    """
+
+    def __init__(self, type_name: str, message: str) -> None:
+        super().__init__(type_name, message)
+        self.type_name = type_name
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.type_name}: {self.message}"
+
+
+def describe_exit(exitcode: int) -> str:
+    """Return a process's end in words; a negative code is a signal, as in :mod:`subprocess`."""
+    if exitcode >= 0:
+        return f"exited with code {exitcode}"
+    try:
+        name = signal.Signals(-exitcode).name
+    except ValueError:
+        return f"was killed by signal {-exitcode}"
+    hints = {
+        "SIGKILL": " (often the out-of-memory killer)",
+        "SIGSEGV": " (a crash in native code)",
+        "SIGABRT": " (native code gave up; see the end of its log)",
+        "SIGBUS": " (often /dev/shm or the disk is full)",
+    }
+    return f"was killed by {name}{hints.get(name, '')}"
+
+
+class WorkerDiedError(MinitrainError):
+    """A process ended without returning from the train function and without an exception.
+
+    Attributes:
+        exitcode: The exit code, negative for a signal.
+        peak_bytes: The most memory it ever used, where the kernel said so.
+    """
+
+    def __init__(self, exitcode: int, peak_bytes: int | None = None) -> None:
+        super().__init__(exitcode, peak_bytes)
+        self.exitcode = exitcode
+        self.peak_bytes = peak_bytes
+
+    def __str__(self) -> str:
+        text = f"the process {describe_exit(self.exitcode)}"
+        if self.exitcode == 0:
+            text += " before the train function returned"
+        if self.peak_bytes:
+            text += f"; its peak memory was {self.peak_bytes / 2**20:,.0f} MiB"
+        return text
+
+
+class AgentDiedError(WorkerDiedError):
+    """The agent that workers ran under ended, and they with it."""
+
+    def __str__(self) -> str:
+        return f"the agent it ran under {describe_exit(self.exitcode)}, and its workers with it"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFailure:
+    """How one worker failed, as data: the exception itself may not survive pickling.
+
+    Attributes:
+        rank: World rank.
+        hostname: The host it ran on.
+        pid: Its process id there.
+        cause: The worker's own exception, or what stands for it.
+        traceback: Its traceback as text, the user's frames only; without one, the end of its log.
+        log_path: The file with everything the worker printed.
+        time_s: When it happened, in seconds on the host's monotonic clock.
+    """
+
+    rank: int
+    hostname: str
+    pid: int
+    cause: BaseException
+    traceback: str
+    log_path: str
+    time_s: float = field(default=0.0, compare=False)
+
+    def __str__(self) -> str:
+        where = f"rank {self.rank} on {self.hostname}, pid {self.pid}"
+        return f"{where}: {_in_one_line(self.cause)}"
+
+
+def _in_one_line(error: BaseException) -> str:
+    if isinstance(error, WorkerDiedError | RemoteError):
+        return str(error)
+    text = str(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+class TrainingFailedError(MinitrainError):
+    """fit() ended without a result; ``__cause__`` is the exception behind it."""
+
+
+class WorkerGroupError(TrainingFailedError):
+    """One or more workers raised, crashed or went silent.
+
+    The message shows the failure that happened first, with its traceback; ranks that failed in
+    the same way are named with it, and others, usually peers that noticed, get one line each.
+
+    Attributes:
+        failures: Every failed worker, the likely cause first.
+        advice: What the user can do, one sentence.
+    """
+
+    def __init__(self, failures: Sequence[WorkerFailure], advice: str = "") -> None:
+        super().__init__(tuple(failures), advice)
+        self.failures = tuple(failures)
+        self.advice = advice
+
+    @property
+    def worker_failures(self) -> dict[int, BaseException]:
+        """The exception of every failed rank, as ray.train spells it."""
+        return {failure.rank: failure.cause for failure in self.failures}
+
+    def __str__(self) -> str:
+        (first, *same), *others = _groups(self.failures)
+        lines = [f"Training failed: {first}"]
+        if same:
+            ranks = ", ".join(str(rank) for rank in sorted(failure.rank for failure in same))
+            lines.append(f"  the same error on rank{'s' if len(same) > 1 else ''} {ranks}")
+        lines.append(f"  full output: {first.log_path}")
+        if first.traceback:
+            lines += ["", _shortened(first.traceback.rstrip()), ""]
+        for leader, *rest in others:
+            ranks = ", ".join(str(failure.rank) for failure in rest)
+            more = f" (also rank {ranks})" if rest else ""
+            lines.append(f"  afterwards, {leader}{more}")
+        if self.advice:
+            lines.append(self.advice)
+        return "\n".join(lines)
+
+
+def _groups(failures: Sequence[WorkerFailure]) -> list[list[WorkerFailure]]:
+    """Group failures that say the same but for numbers and addresses, in order of appearance."""
+    groups: dict[str, list[WorkerFailure]] = {}
+    for failure in failures:
+        text = f"{_in_one_line(failure.cause)}\n{failure.traceback}"
+        key = re.sub(r"0x[0-9a-fA-F]+|\d+", "#", text)
+        groups.setdefault(key, []).append(failure)
+    return list(groups.values())
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= MAX_TRACEBACK_CHARS:
+        return text
+    half = MAX_TRACEBACK_CHARS // 2
+    return f"{text[:half]}\n  ... cut here; the log has it whole ...\n{text[-half:]}"
+
+
+class ControllerError(TrainingFailedError):
+    """The driver's side failed, a callback for one; ``__cause__`` is the original exception."""
+
+
+class LaunchError(MinitrainError):
+    """An agent or a worker could not be started."""
+
+
+class RendezvousTimeoutError(LaunchError):
+    """Not every worker joined in time.
+
+    Attributes:
+        missing: Those that did not.
+        timeout_s: How long they had.
+        setting: The name of what sets it.
+    """
+
+    def __init__(self, missing: Sequence[str], timeout_s: float, setting: str) -> None:
+        super().__init__(tuple(missing), timeout_s, setting)
+        self.missing = tuple(missing)
+        self.timeout_s = timeout_s
+        self.setting = setting
+
+    def __str__(self) -> str:
+        names = ", ".join(self.missing)
+        return f"still waiting for {names} after {self.timeout_s:g} s ({self.setting} sets it)"
+
+
+class CheckpointError(MinitrainError):
+    """A checkpoint could not be written, found or read."""
+
+
+class CheckpointCorruptError(CheckpointError):
+    """A checkpoint is incomplete or fails its checksum."""
+
+
+class CollectiveTimeoutError(MinitrainError):
+    """Some ranks did not reach a call that all ranks must make.
+
+    Attributes:
+        operation: The call the others wait in.
+        missing_ranks: Those that did not arrive.
+        timeout_s: How long the others waited.
+    """
+
+    def __init__(self, operation: str, missing_ranks: Sequence[int], timeout_s: float) -> None:
+        super().__init__(operation, tuple(missing_ranks), timeout_s)
+        self.operation = operation
+        self.missing_ranks = tuple(missing_ranks)
+        self.timeout_s = timeout_s
+
+    def __str__(self) -> str:
+        ranks = ", ".join(map(str, self.missing_ranks))
+        who = f"rank {ranks} did not" if ranks else "not every rank did"
+        return (
+            f"{self.operation}: {who} arrive within {self.timeout_s:g} s; every "
+            "rank must make this call equally often (MINITRAIN_COLLECTIVE_TIMEOUT_S sets the wait)"
+        )
+
+
+class ReportMismatchError(MinitrainError):
+    """Some ranks reported, or entered a barrier, more often than others that have returned.
+
+    Attributes:
+        operation: The call in question.
+        counts: How often each rank made it.
+    """
+
+    def __init__(self, operation: str, counts: Mapping[int, int]) -> None:
+        super().__init__(operation, dict(counts))
+        self.operation = operation
+        self.counts = dict(counts)
+
+    def __str__(self) -> str:
+        by_count: dict[int, list[int]] = {}
+        for rank, count in sorted(self.counts.items()):
+            by_count.setdefault(count, []).append(rank)
+        parts = [
+            f"rank {', '.join(map(str, ranks))} {count} time{'' if count == 1 else 's'}"
+            for count, ranks in sorted(by_count.items(), reverse=True)
+        ]
+        return (
+            f"{self.operation} must be called equally often by every rank, but was called by "
+            f"{' and by '.join(parts)}; call it outside `if rank == 0:`"
+        )
