@@ -1,0 +1,1 @@
+"""What a run leaves on disk: names, rows, checkpoints that exist completely or not at all."""

@@ -1,0 +1,453 @@
+"""What a run should be: immutable, checked when it is made, no processes and no files here.
+
+Names, defaults and meanings are ray.train's. What Ray accepts and then ignores or trips over is
+refused; every refusal names the field, the value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from minitrain.callbacks import UserCallback
+from minitrain.exceptions import ConfigurationError
+
+__all__ = [
+    "CheckpointConfig",
+    "DataConfig",
+    "FailureConfig",
+    "LoggingConfig",
+    "RunConfig",
+    "ScalingConfig",
+    "SyncConfig",
+]
+
+StopCondition: TypeAlias = Mapping[str, float] | Callable[[str, dict[str, Any]], bool]
+
+_LEVELS = ("CRITICAL", "DEBUG", "ERROR", "FATAL", "INFO", "NOTSET", "TRACE", "WARN", "WARNING")
+_PLACEMENTS = ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD")
+
+
+def _refuse(where: str, value: Any, allowed: str) -> ConfigurationError:
+    return ConfigurationError(f"{where}={value!r}: {allowed}")
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_amount(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and isfinite(value) and value >= 0
+
+
+def _check_switch(where: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise _refuse(where, value, "must be True or False")
+
+
+@dataclass(frozen=True)
+class ScalingConfig:
+    """How many workers, and what each of them gets.
+
+    Attributes:
+        num_workers: Processes to train with; 0 trains in the driver's own process, for a
+            debugger. A pair ``(min, max)`` takes as many as there are GPUs for, at most max.
+        use_gpu: Whether each worker gets a GPU.
+        resources_per_worker: ``{"CPU": 4, "GPU": 2}``; by default one GPU with ``use_gpu``, one
+            CPU otherwise. CPUs are the threads a worker computes with and are not reserved; a
+            fraction of a GPU shares it.
+        trainer_resources: Accepted as in ray.train; nothing is reserved for the driver.
+        placement_strategy: ``PACK``, ``SPREAD``, ``STRICT_PACK`` or ``STRICT_SPREAD``; on one
+            host they are all the same.
+        accelerator_type: A part of the GPUs' model name that all of them must have, like
+            ``"A100"``.
+
+    Raises:
+        ConfigurationError: (a ValueError) A value is wrong or contradicts another.
+
+    Example:
+        >>> from minitrain import ScalingConfig
+        >>> ScalingConfig(num_workers=4).num_cpus_per_worker
+        1
+    """
+
+    trainer_resources: Mapping[str, float] | None = None
+    num_workers: int | tuple[int, int] = 1
+    use_gpu: bool = False
+    resources_per_worker: Mapping[str, float] | None = None
+    placement_strategy: str = "PACK"
+    accelerator_type: str | None = None
+
+    def __post_init__(self) -> None:
+        self._check_num_workers()
+        _check_switch("ScalingConfig(use_gpu)", self.use_gpu)
+        _check_resources("ScalingConfig(trainer_resources)", self.trainer_resources)
+        _check_resources("ScalingConfig(resources_per_worker)", self.resources_per_worker)
+        self._check_gpus()
+        if self.placement_strategy not in _PLACEMENTS:
+            allowed = f"must be one of {', '.join(_PLACEMENTS)}"
+            raise _refuse("ScalingConfig(placement_strategy)", self.placement_strategy, allowed)
+        if self.accelerator_type is not None and not isinstance(self.accelerator_type, str):
+            allowed = "must be a part of a GPU's model name, such as 'A100'"
+            raise _refuse("ScalingConfig(accelerator_type)", self.accelerator_type, allowed)
+
+    def _check_num_workers(self) -> None:
+        given = self.num_workers
+        where = "ScalingConfig(num_workers)"
+        bounds = given if isinstance(given, tuple) else (given, given)
+        if len(bounds) != 2 or not all(_is_int(bound) for bound in bounds):  # noqa: PLR2004
+            raise _refuse(where, given, "must be an int or a tuple of two ints")
+        if min(bounds) < 0:
+            raise _refuse(where, given, "the number of workers cannot be negative")
+        if isinstance(given, tuple) and min(bounds) < 1:
+            raise _refuse(where, given, "the smallest number of workers must be at least 1")
+        if bounds[0] > bounds[1]:
+            raise _refuse(where, given, f"{bounds[0]} workers at least, but {bounds[1]} at most")
+
+    def _check_gpus(self) -> None:
+        given = self.resources_per_worker or {}
+        gpus = given.get("GPU")
+        if not self.use_gpu and gpus:
+            raise _refuse(
+                "ScalingConfig(resources_per_worker)",
+                dict(given),
+                "`use_gpu` is False but `GPU` was found: set use_gpu=True or remove `GPU`",
+            )
+        if self.use_gpu and gpus is not None:
+            if gpus == 0:
+                allowed = "`use_gpu` is True but `GPU` is 0: set use_gpu=False or ask for a GPU"
+                raise _refuse("ScalingConfig(resources_per_worker)", dict(given), allowed)
+            if gpus > 1 and gpus != int(gpus):
+                allowed = "more than one `GPU` must be a whole number"
+                raise _refuse("ScalingConfig(resources_per_worker)", dict(given), allowed)
+        if self.accelerator_type and not self.use_gpu:
+            allowed = "needs use_gpu=True"
+            raise _refuse("ScalingConfig(accelerator_type)", self.accelerator_type, allowed)
+
+    @property
+    def elasticity_enabled(self) -> bool:
+        """Whether ``num_workers`` is a range."""
+        return isinstance(self.num_workers, tuple)
+
+    @property
+    def min_workers(self) -> int:
+        """The fewest workers to train with."""
+        return self.num_workers[0] if isinstance(self.num_workers, tuple) else self.num_workers
+
+    @property
+    def max_workers(self) -> int:
+        """The most workers to train with."""
+        return self.num_workers[1] if isinstance(self.num_workers, tuple) else self.num_workers
+
+    @property
+    def _resources(self) -> dict[str, float]:
+        given = dict(self.resources_per_worker or {})
+        if self.use_gpu:
+            given.setdefault("GPU", 1)
+        elif not given:
+            given = {"CPU": 1}
+        return {name: amount for name, amount in given.items() if amount}
+
+    @property
+    def num_cpus_per_worker(self) -> float:
+        """CPUs of one worker."""
+        return self._resources.get("CPU", 0)
+
+    @property
+    def num_gpus_per_worker(self) -> float:
+        """GPUs of one worker."""
+        return self._resources.get("GPU", 0)
+
+    @property
+    def additional_resources_per_worker(self) -> dict[str, float]:
+        """What else was asked for; kept for the train function's context."""
+        return {name: n for name, n in self._resources.items() if name not in {"CPU", "GPU"}}
+
+    @property
+    def total_resources(self) -> dict[str, float]:
+        """The resources of all workers together."""
+        return {name: amount * self.max_workers for name, amount in self._resources.items()}
+
+
+def _check_resources(where: str, resources: Any) -> None:
+    if resources is None:
+        return
+    if not isinstance(resources, Mapping):
+        raise _refuse(where, resources, 'must be a dict like {"CPU": 2}')
+    for name, amount in resources.items():
+        if not isinstance(name, str) or not _is_amount(amount):
+            raise _refuse(where, dict(resources), f"{name!r} must be a name with an amount >= 0")
+        near = difflib.get_close_matches(name.upper(), ["CPU", "GPU"], n=1, cutoff=0.6)
+        if near and name not in {"CPU", "GPU"}:
+            allowed = f"{name!r} is not known; did you mean {near[0]!r}?"
+            raise _refuse(where, dict(resources), allowed)
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Which checkpoints stay.
+
+    Attributes:
+        num_to_keep: How many; None keeps all. The newest is never deleted.
+        checkpoint_score_attribute: The reported metric that ranks them, nested as ``"val/acc"``;
+            by default the newer is the better. A checkpoint whose metric is missing or NaN is
+            the worst in either order.
+        checkpoint_score_order: ``"max"`` or ``"min"``.
+        checkpoint_frequency: For trainers that save by themselves; 0 for train functions.
+        checkpoint_at_end: Likewise; None for train functions.
+    """
+
+    num_to_keep: int | None = None
+    checkpoint_score_attribute: str | None = None
+    checkpoint_score_order: Literal["max", "min"] = "max"
+    checkpoint_frequency: int = 0
+    checkpoint_at_end: bool | None = None
+
+    def __post_init__(self) -> None:
+        keep = self.num_to_keep
+        if keep is not None and (not _is_int(keep) or keep < 1):
+            raise _refuse("CheckpointConfig(num_to_keep)", keep, "must be None or an integer >= 1")
+        if self.checkpoint_score_order not in ("max", "min"):
+            where = "CheckpointConfig(checkpoint_score_order)"
+            raise _refuse(where, self.checkpoint_score_order, "must be 'max' or 'min'")
+        attribute = self.checkpoint_score_attribute
+        if attribute is not None and (not isinstance(attribute, str) or not attribute):
+            where = "CheckpointConfig(checkpoint_score_attribute)"
+            raise _refuse(where, attribute, "must be the name of a reported metric")
+        if self.checkpoint_at_end is not None:
+            _check_switch("CheckpointConfig(checkpoint_at_end)", self.checkpoint_at_end)
+        if not _is_int(self.checkpoint_frequency) or self.checkpoint_frequency < 0:
+            where = "CheckpointConfig(checkpoint_frequency)"
+            raise _refuse(where, self.checkpoint_frequency, "must be an integer >= 0")
+
+
+@dataclass(frozen=True)
+class FailureConfig:
+    """What happens after a failure.
+
+    Attributes:
+        max_failures: How many failed attempts are followed by another one, which starts from the
+            newest checkpoint; -1: without end.
+        fail_fast: True or ``"raise"``: fail at the first error, which is the default anyway.
+    """
+
+    max_failures: int = 0
+    fail_fast: bool | Literal["raise"] = False
+
+    def __post_init__(self) -> None:
+        if not _is_int(self.max_failures) or self.max_failures < -1:
+            allowed = "must be an integer >= 0, or -1 for no limit"
+            raise _refuse("FailureConfig(max_failures)", self.max_failures, allowed)
+        if not isinstance(self.fail_fast, bool) and self.fail_fast != "raise":
+            allowed = "must be True, False or 'raise'"
+            raise _refuse("FailureConfig(fail_fast)", self.fail_fast, allowed)
+        if self.fail_fast and self.max_failures != 0:
+            allowed = f"contradicts max_failures={self.max_failures}; use one of them"
+            raise _refuse("FailureConfig(fail_fast)", self.fail_fast, allowed)
+
+
+@dataclass(frozen=True)
+class SyncConfig:
+    """How what workers write to their working directory reaches the storage, as in ray.train.
+
+    On a local disk the working directory is the run's ``artifacts`` folder, and there is nothing
+    to bring anywhere: every setting is kept by that.
+    """
+
+    sync_period: float = 300
+    sync_timeout: float = 1800
+    sync_artifacts: bool = False
+    sync_artifacts_on_checkpoint: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("sync_period", "sync_timeout"):
+            value = getattr(self, name)
+            if not _is_amount(value) or value == 0:
+                raise _refuse(f"SyncConfig({name})", value, "must be a positive number of seconds")
+        _check_switch("SyncConfig(sync_artifacts)", self.sync_artifacts)
+        _check_switch("SyncConfig(sync_artifacts_on_checkpoint)", self.sync_artifacts_on_checkpoint)
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """What the library itself says on the console.
+
+    Attributes:
+        log_level: Name of the least important level that is shown.
+    """
+
+    log_level: str = "INFO"
+
+    def __post_init__(self) -> None:
+        if self.log_level not in _LEVELS:
+            raise _refuse("LoggingConfig(log_level)", self.log_level, f"must be one of {_LEVELS}")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which datasets are divided among the workers.
+
+    Attributes:
+        datasets_to_split: ``"all"`` or a list of names. There are no datasets yet that can be
+            divided: every worker gets the whole of each.
+        execution_options: Accepted as in ray.train, where it tunes Ray's execution.
+        enable_shard_locality: Likewise.
+    """
+
+    datasets_to_split: Literal["all"] | Sequence[str] = "all"
+    execution_options: Any = None
+    enable_shard_locality: bool = True
+
+    def __post_init__(self) -> None:
+        names = self.datasets_to_split
+        is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        if names != "all" and not is_list:
+            raise TypeError(
+                "DataConfig(datasets_to_split): should be 'all' or a list of strings of dataset "
+                f"names. Received {type(names).__name__} with value {names}."
+            )
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where a run goes and how it is watched.
+
+    Attributes:
+        name: The run's name and directory; by default the trainer's class and the time. A name
+            that is taken gets a number.
+        storage_path: The directory that holds the run's directory; by default
+            ``$MINITRAIN_STORAGE``, else ``~/minitrain_results``.
+        storage_filesystem: A local ``pyarrow.fs`` filesystem.
+        failure_config: What happens after a failure.
+        checkpoint_config: Which checkpoints stay.
+        sync_config: How the workers' files reach the storage.
+        verbose: 0: only warnings and errors on the console.
+        stop: When to end early: ``{"accuracy": 0.97}``, reached when a reported value is at least
+            that, or a function ``(trial_id, row) -> bool``. Every report then waits for the
+            decision.
+        callbacks: Instances of :class:`minitrain.UserCallback`.
+        log_to_file: Accepted as in ray.train: output always goes to
+            ``logs/attempt_N/rank_R.log``.
+        worker_runtime_env: ``{"env_vars": {...}}``, added to the driver's environment.
+        logging_config: What the library says on the console.
+        log_ranks: Ranks whose output also appears on the driver's console, or ``"all"``.
+    """
+
+    name: str | None = None
+    storage_path: str | Path | None = None
+    storage_filesystem: Any = None
+    failure_config: FailureConfig | None = None
+    checkpoint_config: CheckpointConfig | None = None
+    sync_config: SyncConfig | None = None
+    verbose: int | None = None
+    stop: StopCondition | None = None
+    callbacks: Sequence[UserCallback] | None = None
+    progress_reporter: None = None
+    log_to_file: bool = False
+    worker_runtime_env: Mapping[str, Any] | None = None
+    logging_config: LoggingConfig | None = None
+    log_ranks: Sequence[int] | Literal["all"] = field(default=(0,))
+
+    def __post_init__(self) -> None:
+        self._check_name()
+        self._check_storage()
+        self._fill_defaults()
+        self._check_watching()
+        _check_runtime_env(self.worker_runtime_env)
+        _check_stop(self.stop)
+
+    def _check_name(self) -> None:
+        if self.name is None:
+            return
+        plain = isinstance(self.name, str) and re.fullmatch(r"[^/\0]+", self.name)
+        if not plain or self.name in {".", ".."}:
+            raise _refuse("RunConfig(name)", self.name, "must be the name of a directory")
+
+    def _check_storage(self) -> None:
+        path = self.storage_path
+        if path is not None and (not isinstance(path, str | Path) or not str(path)):
+            raise _refuse("RunConfig(storage_path)", path, "must be a path")
+        scheme = re.match(r"(\w[\w+.-]*)://", str(path or ""))
+        if scheme and scheme[1] != "file":
+            allowed = "must be a local path; other storage is not supported yet"
+            raise _refuse("RunConfig(storage_path)", path, allowed)
+        filesystem = self.storage_filesystem
+        if filesystem is not None and getattr(filesystem, "type_name", None) != "local":
+            allowed = "must be a local pyarrow.fs filesystem; others are not supported yet"
+            raise _refuse("RunConfig(storage_filesystem)", filesystem, allowed)
+
+    def _fill_defaults(self) -> None:
+        kinds: dict[str, type[Any]] = {
+            "failure_config": FailureConfig,
+            "checkpoint_config": CheckpointConfig,
+            "sync_config": SyncConfig,
+            "logging_config": LoggingConfig,
+        }
+        for name, kind in kinds.items():
+            value = getattr(self, name)
+            if value is None:
+                object.__setattr__(self, name, kind())
+            elif not isinstance(value, kind):
+                allowed = f"must be a minitrain.{kind.__name__}, not {type(value).__name__}"
+                raise _refuse(f"RunConfig({name})", value, allowed)
+
+    def _check_watching(self) -> None:
+        callbacks = self.callbacks
+        if callbacks is not None and (
+            not isinstance(callbacks, list | tuple)
+            or not all(isinstance(callback, UserCallback) for callback in callbacks)
+        ):
+            allowed = "all callbacks must be instances of minitrain.UserCallback, in a list"
+            raise _refuse("RunConfig(callbacks)", callbacks, allowed)
+        if self.progress_reporter is not None:
+            allowed = "is for searches; a callback sees every report of a run"
+            raise _refuse("RunConfig(progress_reporter)", self.progress_reporter, allowed)
+        if not isinstance(self.log_to_file, bool):
+            allowed = "must be a bool: output always goes to logs/attempt_N/rank_R.log"
+            raise _refuse("RunConfig(log_to_file)", self.log_to_file, allowed)
+        if self.verbose is not None and self.verbose not in (0, 1, 2, 3):
+            raise _refuse("RunConfig(verbose)", self.verbose, "must be 0, 1, 2 or 3")
+        ranks = self.log_ranks
+        is_ranks = isinstance(ranks, list | tuple) and all(_is_int(r) and r >= 0 for r in ranks)
+        if ranks != "all" and not is_ranks:
+            raise _refuse("RunConfig(log_ranks)", ranks, "must be 'all' or a list of ranks")
+
+    def shows(self, rank: int) -> bool:
+        """Return whether the output of a rank goes to the console."""
+        return self.log_ranks == "all" or rank in self.log_ranks
+
+
+def _check_runtime_env(runtime_env: Any) -> None:
+    if runtime_env is None:
+        return
+    where = "RunConfig(worker_runtime_env)"
+    if not isinstance(runtime_env, Mapping) or set(runtime_env) - {"env_vars"}:
+        allowed = (
+            'must be {"env_vars": {...}}; packages and folders are those of the driver, '
+            "which workers share"
+        )
+        raise _refuse(where, runtime_env, allowed)
+    variables = runtime_env.get("env_vars", {})
+    if not isinstance(variables, Mapping):
+        raise _refuse(where, runtime_env, '"env_vars" must be a dict of names and strings')
+    for name, value in variables.items():
+        strings = isinstance(name, str) and isinstance(value, str)
+        if not strings or not name or "=" in name or "\0" in name + value:
+            raise _refuse(where, runtime_env, f"{name!r} must be a name with a string for value")
+
+
+def _check_stop(stop: Any) -> None:
+    if stop is None or callable(stop):
+        return
+    is_dict = isinstance(stop, Mapping) and all(
+        isinstance(name, str) and isinstance(value, int | float) for name, value in stop.items()
+    )
+    if not is_dict:
+        allowed = "must be a dict of metric and number, or a function (trial_id, row) -> bool"
+        raise _refuse("RunConfig(stop)", stop, allowed)
