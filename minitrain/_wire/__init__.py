@@ -1,0 +1,1 @@
+"""What driver, agents and workers say to each other, and the pipes it travels over."""

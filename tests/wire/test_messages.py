@@ -1,0 +1,91 @@
+"""Every message survives the way between processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import pickle
+
+import pytest
+
+from minitrain._storage.commit import FileEntry
+from minitrain._wire import messages as wire
+from minitrain.exceptions import CheckpointError
+
+PLACE = wire.Place(1, 4, 1, 2, 0, gpus=("1",), visible_gpus=("0", "1"))
+RAISED = wire.Raised("ValueError", "no", "Traceback ...", b"pickle", 42, "node-a", 1.5)
+SAMPLES = [
+    wire.Preload(("torch", "numpy")),
+    wire.ServeStore("127.0.0.1"),
+    PLACE,
+    wire.StartWorkers(
+        attempt=1,
+        places=(PLACE,),
+        payload=b"payload",
+        environ={"A": "1"},
+        sys_path=("/a",),
+        argv=("train.py",),
+        working_dir="/run",
+        log_dir="/run/logs",
+        console_ranks=frozenset({0}),
+        cpus_per_worker=2.0,
+        store_address="127.0.0.1",
+        store_port=1234,
+        run_id="abc",
+        max_restarts=3,
+    ),
+    wire.ToWorker(1, 0, wire.Exit()),
+    wire.StopWorkers(1, leave_s=10.0, grace_s=5.0),
+    wire.AgentReady(42, "node-a", "127.0.0.1", 2),
+    wire.StoreServed(1234),
+    wire.WorkerStarted(1, 0, 42),
+    wire.FromWorker(1, 0, (b"one", b"two")),
+    wire.Output(1, 0, b"epoch 1\n"),
+    wire.WorkerExited(1, 0, -9, 1 << 30, 1.5),
+    wire.AttemptGone(1, (42,)),
+    wire.Execute(1, b"function"),
+    wire.Train("/run/checkpoint_000000", 10, 60.0),
+    wire.Answer(3, value={"a": 1}),
+    wire.CheckpointCommitted("/run/checkpoint_000000"),
+    wire.Exit(),
+    wire.Joined(),
+    wire.Executed(1, None, RAISED),
+    wire.NameAsked(1, 0, "mine"),
+    wire.Reported(2, {"loss": 0.5}, {"loss": 0.5, "pid": 1}, "c", (FileEntry("w", 1, 2),), 7),
+    wire.CollectiveEntered(1, "barrier", b"data"),
+    wire.Returned(3, b"value", "problem", ("torch",)),
+    RAISED,
+    wire.Payload(b"train", wire.RunFacts("n", "id", "/run", "t", {}, {"CPU": 1}, None, True, 9.0)),
+    wire.RunFacts("n", "id", "/run", "t", {"a": 1}, {"CPU": 1}, "loss", False, 9.0, {"lr": 1}),
+]
+NEVER_SENT = {"ForkedWorker"}
+CLASSES = {
+    name: value
+    for name, value in vars(wire).items()
+    if inspect.isclass(value) and value.__module__ == wire.__name__
+}
+
+
+@pytest.mark.parametrize("message", SAMPLES, ids=lambda message: type(message).__name__)
+def test_a_message_arrives_as_it_was_sent(message):
+    assert pickle.loads(pickle.dumps(message)) == message
+
+
+def test_every_message_is_tried_here():
+    assert {type(sample).__name__ for sample in SAMPLES} == CLASSES.keys() - NEVER_SENT
+
+
+def test_messages_are_frozen_and_have_no_room_for_more():
+    for kind in CLASSES.values():
+        assert kind.__dataclass_params__.frozen, kind
+        assert set(kind.__slots__) == {one.name for one in dataclasses.fields(kind)}, kind
+
+
+def test_every_message_is_exported():
+    assert CLASSES.keys() <= set(wire.__all__)
+
+
+def test_the_error_in_an_answer_keeps_its_type_and_text():
+    answer = pickle.loads(pickle.dumps(wire.Answer(1, error=CheckpointError("taken"))))
+    assert type(answer.error) is CheckpointError
+    assert str(answer.error) == "taken"
