@@ -1,0 +1,1 @@
+"""The agent: one per host and driver. Forks workers, watches them, and ends with its driver."""

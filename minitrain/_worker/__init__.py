@@ -1,0 +1,1 @@
+"""A worker: one process per rank that runs the user's train function."""
