@@ -1,0 +1,1 @@
+"""The driver: what ``fit()`` does in the user's process."""

@@ -1,0 +1,260 @@
+"""Trainers: what to run, where, and with which framework around it."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+from minitrain._driver.job import Job
+from minitrain._driver.run import fit
+from minitrain.backend import BackendConfig
+from minitrain.checkpoint import Checkpoint
+from minitrain.config import DataConfig, RunConfig, ScalingConfig
+from minitrain.exceptions import ConfigurationError, TrainingFailedError
+from minitrain.result import Result
+
+__all__ = ["BaseTrainer", "DataParallelTrainer", "TrainingFailedError"]
+
+TrainFunction: TypeAlias = Callable[[], Any] | Callable[[dict[str, Any]], Any]
+
+
+class BaseTrainer:
+    """What all trainers have in common. Subclass it to train in one worker process.
+
+    A subclass overrides :meth:`training_loop`, which may call :func:`minitrain.report` and the
+    other functions for train functions.
+
+    Args:
+        scaling_config: How many workers.
+        run_config: Where the run goes and how it is watched.
+        datasets: Given to workers by name; a function is called in the worker that asks.
+        metadata: JSON that is added to the metadata of every checkpoint.
+        resume_from_checkpoint: What :func:`minitrain.get_checkpoint` returns at the start.
+
+    Raises:
+        ConfigurationError: (a ValueError) An argument is of the wrong kind.
+        TypeError: ``metadata`` is not a dict.
+    """
+
+    def __init__(
+        self,
+        *,
+        scaling_config: ScalingConfig | None = None,
+        run_config: RunConfig | None = None,
+        datasets: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        resume_from_checkpoint: Checkpoint | None = None,
+    ) -> None:
+        self.scaling_config = _checked("scaling_config", scaling_config, ScalingConfig)
+        self.run_config = _checked("run_config", run_config, RunConfig)
+        if resume_from_checkpoint is not None:
+            _checked("resume_from_checkpoint", resume_from_checkpoint, Checkpoint)
+            if not resume_from_checkpoint.is_local:
+                raise ConfigurationError(
+                    f"resume_from_checkpoint={resume_from_checkpoint!r}: must be on a local disk; "
+                    "copy it with to_directory() first"
+                )
+        self.resume_from_checkpoint = resume_from_checkpoint
+        self.datasets = _checked_datasets(datasets)
+        self.metadata = _checked_metadata(metadata)
+
+    def setup(self) -> None:
+        """Is called in the worker before :meth:`training_loop`; does nothing by default."""
+
+    def training_loop(self) -> None:
+        """Train. To be overridden.
+
+        Raises:
+            NotImplementedError: It was not.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.training_loop() is not written")
+
+    def _set_up_and_train(self) -> None:
+        self.setup()
+        self.training_loop()
+
+    def _job(self) -> Job:
+        return Job(
+            trainer=type(self).__name__,
+            function=self._set_up_and_train,
+            arguments=(),
+            config={},
+            backend_config=BackendConfig(),
+            scaling=self.scaling_config,
+            run_config=self.run_config,
+            datasets=self.datasets,
+            metadata=self.metadata,
+            resume_from=self.resume_from_checkpoint,
+        )
+
+    def fit(self) -> Result:
+        """Train, and return what came of it.
+
+        Raises:
+            TrainingFailedError: It failed; ``__cause__`` is the worker's own exception.
+            ConfigurationError: This machine cannot do it, or something cannot be pickled;
+                nothing was started.
+            KeyboardInterrupt: Ctrl-C was pressed; everything reported is kept.
+        """
+        return fit(self._job())
+
+
+class DataParallelTrainer(BaseTrainer):
+    """Runs one function in every worker, with a framework's backend around it.
+
+    Args:
+        train_loop_per_worker: The train function. It takes nothing or the configuration, and may
+            be a lambda or a closure: it is sent by value.
+        train_loop_config: The configuration it is given.
+        backend_config: The framework's settings; by default there is no framework.
+        scaling_config: How many workers.
+        run_config: Where the run goes and how it is watched.
+        dataset_config: Which datasets are divided among the workers.
+        datasets: Given to workers by name.
+        metadata: JSON that is added to the metadata of every checkpoint.
+        resume_from_checkpoint: What :func:`minitrain.get_checkpoint` returns at the start.
+
+    Raises:
+        ConfigurationError: (a ValueError) An argument is of the wrong kind.
+        TypeError: ``metadata`` is not a dict.
+
+    Example:
+        >>> import minitrain
+        >>> from minitrain.trainer import DataParallelTrainer
+        >>> def train(config):
+        ...     minitrain.report({"twice": 2 * config["number"]})
+        >>> trainer = DataParallelTrainer(train, train_loop_config={"number": 21})
+        >>> trainer.fit().metrics["twice"]
+        42
+    """
+
+    def __init__(
+        self,
+        train_loop_per_worker: TrainFunction,
+        *,
+        train_loop_config: Mapping[str, Any] | None = None,
+        backend_config: BackendConfig | None = None,
+        scaling_config: ScalingConfig | None = None,
+        run_config: RunConfig | None = None,
+        dataset_config: DataConfig | None = None,
+        datasets: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        resume_from_checkpoint: Checkpoint | None = None,
+    ) -> None:
+        super().__init__(
+            scaling_config=scaling_config,
+            run_config=run_config,
+            datasets=datasets,
+            metadata=metadata,
+            resume_from_checkpoint=resume_from_checkpoint,
+        )
+        self._takes_config = _takes_config(train_loop_per_worker)
+        self.train_loop_per_worker = train_loop_per_worker
+        if train_loop_config is not None and not isinstance(train_loop_config, Mapping):
+            raise ConfigurationError(
+                f"train_loop_config={train_loop_config!r}: must be a dict, "
+                f"not {type(train_loop_config).__name__}"
+            )
+        self.train_loop_config = dict(train_loop_config or {})
+        self.backend_config = _checked("backend_config", backend_config, BackendConfig)
+        self.dataset_config: DataConfig = _checked("dataset_config", dataset_config, DataConfig)
+        self._refuse_automatic_checkpoints()
+
+    def _refuse_automatic_checkpoints(self) -> None:
+        """A train function makes its checkpoints itself."""
+        checkpoints = self.run_config.checkpoint_config
+        assert checkpoints is not None
+        for name in ("checkpoint_frequency", "checkpoint_at_end"):
+            if getattr(checkpoints, name):
+                raise ConfigurationError(
+                    f"CheckpointConfig({name}={getattr(checkpoints, name)!r}): "
+                    f"{type(self).__name__} runs your function, which makes checkpoints by "
+                    "calling minitrain.report(metrics, checkpoint=...)"
+                )
+
+    def get_dataset_config(self) -> DataConfig:
+        """Return which datasets are divided among the workers."""
+        return self.dataset_config
+
+    def _job(self) -> Job:
+        return Job(
+            trainer=type(self).__name__,
+            function=self.train_loop_per_worker,
+            arguments=(self.train_loop_config,) if self._takes_config else (),
+            config=self.train_loop_config,
+            backend_config=self.backend_config,
+            scaling=self.scaling_config,
+            run_config=self.run_config,
+            datasets=self.datasets,
+            metadata=self.metadata,
+            resume_from=self.resume_from_checkpoint,
+        )
+
+
+def _checked(name: str, value: Any, kind: type[Any]) -> Any:
+    if value is None:
+        return kind()
+    if not isinstance(value, kind):
+        raise ConfigurationError(
+            f"{name}={value!r}: must be a minitrain.{kind.__name__}, not {type(value).__name__}"
+        )
+    return value
+
+
+def _checked_datasets(datasets: Any) -> dict[str, Any]:
+    if datasets is None:
+        return {}
+    if not isinstance(datasets, Mapping) or not all(isinstance(name, str) for name in datasets):
+        raise ConfigurationError(
+            f"datasets={datasets!r}: must be a dict of names and datasets, such as "
+            "{'train': dataset}"
+        )
+    return dict(datasets)
+
+
+def _checked_metadata(metadata: Any) -> dict[str, Any]:
+    if metadata is None:
+        return {}
+    if not isinstance(metadata, Mapping):
+        raise TypeError(f"metadata={metadata!r}: must be a dict, not {type(metadata).__name__}")
+    try:
+        json.dumps(dict(metadata))
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"metadata={metadata!r}: must be JSON: {error}") from error
+    return dict(metadata)
+
+
+def _takes_config(function: Any) -> bool:
+    """Return whether a train function is called with the configuration.
+
+    Raises:
+        ConfigurationError: It is no function, or wants more than that.
+    """
+    if not callable(function):
+        raise ConfigurationError(
+            f"train_loop_per_worker={function!r}: must be a function, not {type(function).__name__}"
+        )
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # written in C: nobody knows
+        return False
+    optional = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
+    required = [
+        parameter
+        for parameter in parameters
+        if parameter.default is inspect.Parameter.empty and parameter.kind not in optional
+    ]
+    missing = [p.name for p in parameters if _must_be_named(p)]
+    if len(required) > 1 or missing:
+        raise ConfigurationError(
+            "train_loop_per_worker should take in 0 or 1 required arguments, but it accepts "
+            f"{len(required) + len(missing)} required arguments instead."
+        )
+    return len(required) == 1
+
+
+def _must_be_named(parameter: inspect.Parameter) -> bool:
+    keyword_only = parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    return keyword_only and parameter.default is inspect.Parameter.empty
