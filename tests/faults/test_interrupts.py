@@ -136,7 +136,12 @@ def test_ctrl_c_in_this_process_raises_and_keeps_what_was_reported(storage):
         scaling_config=minitrain.ScalingConfig(num_workers=0),
         run_config=minitrain.RunConfig(name="here"),
     )
-    with pytest.raises(KeyboardInterrupt):
-        trainer.fit()
+    # Where the tests run in the background of a shell, Ctrl-C is ignored from the start.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            trainer.fit()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert json.loads(Path(storage, "here", "run.json").read_text())["status"] == "interrupted"
     assert minitrain.Result.from_path(storage / "here").metrics["x"] == 1
