@@ -4,6 +4,7 @@
   - TrainingFailedError           fit() ended without a result
     + WorkerGroupError            ... because of the workers
     + ControllerError             ... because of the driver
+    + PreemptionError             (also a SystemExit) ... because the machine is taken away
   - WorkerDiedError               a worker process ended without a word
     + AgentDiedError              ... because the agent it ran under did
   - RemoteError                   stands for a worker's exception that could not be unpickled
@@ -11,6 +12,8 @@
     + RendezvousTimeoutError      ... or did not join in time
   - CheckpointError               a checkpoint could not be written, found or read
     + CheckpointCorruptError
+    + OutOfSpaceError             ... because the storage is full
+  - HangError                     a rank went silent
   - CollectiveTimeoutError        some ranks did not reach a report or a barrier
   - ReportMismatchError           ranks reported different numbers of times
   - ConfigurationError            (also a ValueError) refused before any process starts
@@ -31,9 +34,13 @@ __all__ = [
     "CollectiveTimeoutError",
     "ConfigurationError",
     "ControllerError",
+    "HangError",
     "LaunchError",
     "MinitrainError",
     "NotInTrainingError",
+    "OomEvidence",
+    "OutOfSpaceError",
+    "PreemptionError",
     "RemoteError",
     "RendezvousTimeoutError",
     "ReportMismatchError",
@@ -93,26 +100,67 @@ def describe_exit(exitcode: int) -> str:
     return f"was killed by {name}{hints.get(name, '')}"
 
 
+@dataclass(frozen=True, slots=True)
+class OomEvidence:
+    """What the kernel says of the out-of-memory killer.
+
+    Attributes:
+        source: Whose counter it is.
+        kills: How many it has counted since the attempt began.
+        limit_bytes: What the memory of the cgroup is limited to; None if it is not.
+        whole_machine: Whether it also counts kills that are none of the run's business.
+    """
+
+    source: str
+    kills: int
+    limit_bytes: int | None = None
+    whole_machine: bool = False
+
+    def __str__(self) -> str:
+        count = f"{self.kills or 'no'} kill{'' if self.kills == 1 else 's'}"
+        where = " on the whole machine" if self.whole_machine else ""
+        text = f"{self.source} counted {count}{where} since the attempt began"
+        if self.limit_bytes is not None:
+            text += f", limit {_mib(self.limit_bytes)}"
+        return text
+
+
+def _mib(size_bytes: int) -> str:
+    return f"{size_bytes / 2**20:,.0f} MiB"
+
+
 class WorkerDiedError(MinitrainError):
     """A process ended without returning from the train function and without an exception.
 
     Attributes:
         exitcode: The exit code, negative for a signal.
         peak_bytes: The most memory it ever used, where the kernel said so.
+        oom: What the kernel's counters say, where SIGKILL ended it.
     """
 
-    def __init__(self, exitcode: int, peak_bytes: int | None = None) -> None:
-        super().__init__(exitcode, peak_bytes)
+    def __init__(
+        self, exitcode: int, peak_bytes: int | None = None, oom: OomEvidence | None = None
+    ) -> None:
+        super().__init__(exitcode, peak_bytes, oom)
         self.exitcode = exitcode
         self.peak_bytes = peak_bytes
+        self.oom = oom
 
     def __str__(self) -> str:
-        text = f"the process {describe_exit(self.exitcode)}"
+        text = f"the process {self._describe_end()}"
         if self.exitcode == 0:
             text += " before the train function returned"
         if self.peak_bytes:
-            text += f"; its peak memory was {self.peak_bytes / 2**20:,.0f} MiB"
+            text += f"; its peak memory was {_mib(self.peak_bytes)}"
         return text
+
+    def _describe_end(self) -> str:
+        if self.oom is None:
+            return describe_exit(self.exitcode)
+        if self.oom.kills:
+            was = "was probably" if self.oom.whole_machine else "was"
+            return f"{was} killed by the out-of-memory killer: {self.oom}"
+        return f"was killed by SIGKILL, but not by the out-of-memory killer: {self.oom}"
 
 
 class AgentDiedError(WorkerDiedError):
@@ -220,6 +268,40 @@ class ControllerError(TrainingFailedError):
     """The driver's side failed, a callback for one; ``__cause__`` is the original exception."""
 
 
+class PreemptionError(TrainingFailedError, SystemExit):
+    """The machine is being taken away: SIGTERM came, from Slurm, Kubernetes or a spot instance.
+
+    Where nobody catches it, the driver ends with exit status 75, which ``sysexits.h`` calls a
+    temporary failure, and without a traceback: start it again to go on from the newest checkpoint.
+
+    Attributes:
+        preemption_info: The :class:`minitrain.PreemptionInfo` that workers were given.
+        drain_timed_out: Whether workers were still training when the grace period was over.
+        path: The run's directory, for ``restore``.
+        code: The exit status.
+    """
+
+    EXIT_STATUS = 75
+
+    def __init__(
+        self,
+        preemption_info: object,
+        drain_timed_out: bool = False,  # noqa: FBT001, FBT002 - as in ray.train
+        path: str = "",
+    ) -> None:
+        super().__init__(preemption_info, drain_timed_out, path)
+        self.preemption_info = preemption_info
+        self.drain_timed_out = drain_timed_out
+        self.path = path
+        self.code = self.EXIT_STATUS
+
+    def __str__(self) -> str:
+        text = "the run was preempted"
+        if self.drain_timed_out:
+            text += "; workers were still training when the grace period was over"
+        return f"{text}. To go on: Trainer.restore({self.path!r})" if self.path else text
+
+
 class LaunchError(MinitrainError):
     """An agent or a worker could not be started."""
 
@@ -250,6 +332,57 @@ class CheckpointError(MinitrainError):
 
 class CheckpointCorruptError(CheckpointError):
     """A checkpoint is incomplete or fails its checksum."""
+
+
+class HangError(MinitrainError):
+    """A rank has said nothing for too long.
+
+    Attributes:
+        timeout_s: How long it had (``FailureConfig(hang_timeout_s)``).
+        waiting: The ranks that wait for it.
+        why: What was seen of it, such as its being stopped.
+    """
+
+    def __init__(self, timeout_s: float, waiting: Sequence[int] = (), why: str = "") -> None:
+        super().__init__(timeout_s, tuple(waiting), why)
+        self.timeout_s = timeout_s
+        self.waiting = tuple(waiting)
+        self.why = why
+
+    def __str__(self) -> str:
+        text = f"has not reported for {self.timeout_s:g} s (hang_timeout_s)"
+        if self.why:
+            text += f"; {self.why}"
+        if self.waiting:
+            ranks = ", ".join(map(str, self.waiting))
+            text += f"; rank {ranks} wait{'s' if len(self.waiting) == 1 else ''} for it"
+        return text
+
+
+class OutOfSpaceError(CheckpointError):
+    """A checkpoint does not fit on the storage; what it had written of it is deleted.
+
+    Attributes:
+        path: Where it was to be written.
+        needed_bytes: The size of the files that one worker was writing.
+        free_bytes: How much was free, where the storage says so.
+    """
+
+    def __init__(self, path: str, needed_bytes: int, free_bytes: int | None = None) -> None:
+        super().__init__(path, needed_bytes, free_bytes)
+        self.path = path
+        self.needed_bytes = needed_bytes
+        self.free_bytes = free_bytes
+
+    def __str__(self) -> str:
+        free = "the storage is full"
+        if self.free_bytes is not None:
+            free = f"{self.free_bytes:,} bytes are free there"
+        return (
+            f"{self.path}: the checkpoint's files need {self.needed_bytes:,} bytes, and {free}; "
+            "older checkpoints are untouched. Free some space, or keep fewer checkpoints "
+            "(CheckpointConfig(num_to_keep=...))"
+        )
 
 
 class CollectiveTimeoutError(MinitrainError):

@@ -23,6 +23,8 @@ import minitrain
 from minitrain._driver import agents
 from minitrain._os.processes import is_alive
 
+pytest_plugins = ["tests.servers"]
+
 GONE_WITHIN_S = 3.0
 """How long after a test what it started may take to vanish: the promise made to users."""
 
@@ -54,7 +56,7 @@ def storage(leak_police: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture(autouse=True)
 def leak_police(private_temporary_folder: Path) -> Iterator[None]:
-    """Fail a test that leaves anything behind. The idle agent is meant to stay.
+    """Fail a test that leaves anything behind. Idle agents and storage servers are meant to stay.
 
     Set up before the other fixtures, so that it looks when they have undone what they did.
     """
@@ -69,7 +71,9 @@ class _Surroundings:
     """What is there that a test could leave behind. Read from /proc: it is done twice a test."""
 
     def __init__(self, temporary: Path) -> None:
-        family = [os.getpid(), *_descendants(os.getpid())]
+        from tests.servers import server_pids  # a plugin, which pytest must be the first to import
+
+        family = [os.getpid(), *_descendants(os.getpid(), but=server_pids())]
         self.processes = {
             f"process {pid}: {_command(pid)}" for pid in family[1:] if pid not in _idle_agents()
         }
@@ -101,13 +105,14 @@ def _idle_agents() -> set[int]:
     return {agent.pid for agent in agents._pool.idle}
 
 
-def _descendants(pid: int) -> list[int]:
+def _descendants(pid: int, *, but: frozenset[int]) -> list[int]:
+    """Return all processes below one; the storage servers stay for the whole session."""
     found = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):
             for child in map(int, task.read_text().split()):
-                if is_alive(child):
-                    found += [child, *_descendants(child)]
+                if child not in but and is_alive(child):
+                    found += [child, *_descendants(child, but=but)]
     return found
 
 

@@ -23,10 +23,12 @@ from pathlib import Path
 __all__ = [
     "MARK_VARIABLE",
     "adopt_orphans",
+    "began_at",
     "die_with_parent",
     "is_alive",
     "kill_marked",
     "let_forked_children_die_too",
+    "make_private_folder",
     "reap_orphans",
     "remove_shared_memory",
     "remove_traces",
@@ -39,6 +41,7 @@ MARK_VARIABLE = "MINITRAIN_AGENT"
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _REAP_PERIOD_S = 0.002
+_OWNER = ".owner"
 _MAX_SWEEPS = 20
 
 
@@ -83,11 +86,20 @@ def signal_group(pid: int, signum: signal.Signals) -> None:
 
 def is_alive(pid: int) -> bool:
     """Return whether a process runs; a zombie, dead but not yet reaped, does not."""
+    return began_at(pid) is not None
+
+
+def began_at(pid: int) -> int | None:
+    """Return when a process began, in clock ticks since the machine did; None if it is gone.
+
+    A number that was given to another process since then has another beginning.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, ProcessLookupError):
-        return False
-    return stat.rpartition(")")[2].split()[0] not in {"Z", "X"}
+        return None
+    state, *fields = stat.rpartition(")")[2].split()
+    return None if state in {"Z", "X"} else int(fields[18])
 
 
 def kill_marked(mark: str, *, spare: Collection[int] = ()) -> list[int]:
@@ -145,6 +157,26 @@ def remove_shared_memory(pids: Collection[int]) -> None:
         for path in Path("/dev/shm").glob(f"torch_{pid}_*"):  # noqa: S108 - where shm_open puts it
             with suppress(OSError):
                 path.unlink()
+
+
+def make_private_folder(path: Path) -> None:
+    """Make a folder that belongs to this process, and remove those whose process was killed.
+
+    Where all that could have removed a folder were killed together, the next one to make one here
+    does. Processes of another container, which cannot be seen from here, are left alone.
+    """
+    path.mkdir(mode=0o700, exist_ok=True)
+    owner = f"{os.getpid()} {began_at(os.getpid())} {_pid_namespace()}"
+    (path / _OWNER).write_text(owner, encoding="utf-8")
+    for other in path.parent.glob(f"minitrain-*/{_OWNER}"):
+        with suppress(OSError, ValueError):
+            pid, began, namespace = other.read_text(encoding="utf-8").split()
+            if namespace == _pid_namespace() and str(began_at(int(pid))) != began:
+                shutil.rmtree(other.parent, ignore_errors=True)
+
+
+def _pid_namespace() -> str:
+    return str(Path("/proc/self/ns/pid").stat().st_ino)
 
 
 def remove_traces(mark: str, folder: Path, *, spare: Collection[int] = ()) -> list[int]:

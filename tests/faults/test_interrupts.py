@@ -68,6 +68,7 @@ def test_one_ctrl_c_stops_keeps_everything_and_restores_the_handler(
     all_gone(everybody)
 
 
+@pytest.mark.campaign
 def test_a_second_ctrl_c_does_not_wait_for_workers_that_ignore_sigterm(start_script, all_gone):
     script = start_script(LOOP, "stubborn", env={"MINITRAIN_STOP_GRACE_S": "300"})
     script.wait_for("twenty")

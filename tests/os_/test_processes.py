@@ -19,6 +19,7 @@ from minitrain._os.processes import (
     MARK_VARIABLE,
     is_alive,
     kill_marked,
+    make_private_folder,
     remove_traces,
     signal_group,
 )
@@ -439,3 +440,29 @@ def test_the_traces_of_an_agent_are_its_processes_and_its_folder(start, all_gone
     program.process.wait(WAIT_S)
     assert is_alive(spared.pid)
     assert not (tmp_path / "folder").exists()
+
+
+def test_a_private_folder_takes_those_of_killed_processes_away_and_no_others(tmp_path):
+    mine, killed, alive, users = (
+        tmp_path / f"minitrain-{name}" for name in ("mine", "killed", "alive", "users")
+    )
+    users.mkdir()
+    (users / "file").touch()
+    make = (
+        "import sys; from pathlib import Path; "
+        "from minitrain._os.processes import make_private_folder; "
+        "make_private_folder(Path(sys.argv[1])); print('made', flush=True); sys.stdin.read()"
+    )
+    running = {}
+    for path in (killed, alive):
+        running[path] = subprocess.Popen(
+            [sys.executable, "-c", make, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert running[path].stdout.readline() == b"made\n"
+    running[killed].kill()
+    running[killed].communicate()
+    make_private_folder(mine)
+    assert sorted(tmp_path.iterdir()) == sorted([mine, alive, users])
+    running[alive].communicate(b"")
+    make_private_folder(mine)
+    assert sorted(tmp_path.iterdir()) == sorted([mine, users])

@@ -16,10 +16,13 @@ FAILURE = exc.WorkerFailure(3, "node-a", 42, ValueError("no"), "Traceback ...", 
 SAMPLES = {
     "AgentDiedError": exc.AgentDiedError(-9),
     "CollectiveTimeoutError": exc.CollectiveTimeoutError("barrier()", [1, 2], 3.0),
+    "HangError": exc.HangError(3.0, [0, 2], "it was stopped (SIGSTOP)"),
+    "PreemptionError": exc.PreemptionError(None, True, "/runs/a"),
+    "OutOfSpaceError": exc.OutOfSpaceError("/run/checkpoint_000003", 4096, 1024),
     "RemoteError": exc.RemoteError("pkg.Error", "no"),
     "RendezvousTimeoutError": exc.RendezvousTimeoutError(["rank 1"], 3.0, "MINITRAIN_X"),
     "ReportMismatchError": exc.ReportMismatchError("report()", {0: 1, 1: 2}),
-    "WorkerDiedError": exc.WorkerDiedError(-9, 1 << 30),
+    "WorkerDiedError": exc.WorkerDiedError(-9, 1 << 30, exc.OomEvidence("memory.events", 1)),
     "WorkerGroupError": exc.WorkerGroupError([FAILURE], "Try again."),
 }
 CLASSES = [cls for _, cls in inspect.getmembers(exc, inspect.isclass) if issubclass(cls, Exception)]
@@ -115,6 +118,38 @@ def test_worker_failures_are_by_rank():
 )
 def test_the_message_says_what_happened_and_what_to_do(error, expected):
     assert expected in str(error)
+
+
+@pytest.mark.parametrize(
+    ("evidence", "expected"),
+    [
+        (None, "was killed by SIGKILL (often the out-of-memory killer); its peak"),
+        (
+            exc.OomEvidence("memory.oom_control of /x", 1, 200 << 20),
+            (
+                "was killed by the out-of-memory killer: memory.oom_control of /x counted 1 kill "
+                "since the attempt began, limit 200 MiB; its peak memory was 190 MiB"
+            ),
+        ),
+        (
+            exc.OomEvidence("memory.events of /x", 0),
+            (
+                "was killed by SIGKILL, but not by the out-of-memory killer: memory.events of /x "
+                "counted no kills since the attempt began; its peak"
+            ),
+        ),
+        (
+            exc.OomEvidence("/proc/vmstat", 2, whole_machine=True),
+            (
+                "was probably killed by the out-of-memory killer: /proc/vmstat counted 2 kills "
+                "on the whole machine since the attempt began; its peak"
+            ),
+        ),
+    ],
+    ids=["unknown", "was it", "was not", "of the machine"],
+)
+def test_the_out_of_memory_killer_is_blamed_as_far_as_it_is_proved(evidence, expected):
+    assert expected in str(exc.WorkerDiedError(-9, 190 << 20, evidence))
 
 
 def test_who_did_not_arrive_is_left_out_where_nobody_knows():
