@@ -36,6 +36,11 @@ VARIABLES = {
         Variable(
             "MINITRAIN_STORAGE", "~/minitrain_results", "where runs without a storage_path go"
         ),
+        Variable(
+            "MINITRAIN_CACHE",
+            "~/.cache/minitrain",
+            "where logs and tables of a run lie until they are brought to storage elsewhere",
+        ),
         Variable("MINITRAIN_CHDIR", "1", "0: workers keep the driver's working directory"),
         Variable("MINITRAIN_PRESTART", "1", "0: no agent is started before the first fit()"),
         Variable(
@@ -54,6 +59,7 @@ VARIABLES = {
             "60",
             "after how long a warning names the ranks that others wait for",
         ),
+        Variable("MINITRAIN_RETRY_S", "60", "how long a remote storage that fails is tried again"),
         Variable("MINITRAIN_STOP_GRACE_S", "5", "the time between SIGTERM and SIGKILL"),
     ]
 }

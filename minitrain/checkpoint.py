@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import pickle
 import shutil
+import sys
 import tempfile
 import uuid
 from collections.abc import Generator, Mapping
@@ -12,12 +15,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
+from minitrain import _manifest
+from minitrain._os.shared_copies import shared_copy
+from minitrain.exceptions import CheckpointCorruptError, CheckpointError
+
 if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
     from pyarrow.fs import FileSystem
 
-__all__ = ["Checkpoint"]
+    from minitrain._manifest import Manifest
 
-_METADATA = ".metadata.json"
+__all__ = ["Checkpoint", "use_shared_folder"]
+
+_shared_folder: Path | None = None
 _REMOVED = {
     "from_dict": "write files to a directory and use Checkpoint.from_directory()",
     "to_dict": "read the files below Checkpoint.as_directory()",
@@ -29,6 +39,16 @@ _REMOVED = {
     "get_preprocessor": "keep it in Checkpoint.set_metadata()",
     "set_preprocessor": "keep it in Checkpoint.set_metadata()",
 }
+
+
+def use_shared_folder(path: str | os.PathLike[str] | None) -> None:
+    """Say where this process keeps the copies that :meth:`Checkpoint.as_directory` makes.
+
+    Processes share copies only if they use the same folder: by default the temporary one, or
+    again that one after None.
+    """
+    global _shared_folder  # noqa: PLW0603 - one per process, as tempfile.tempdir
+    _shared_folder = None if path is None else Path(path)
 
 
 def _refuse(kind: str, name: str) -> NoReturn:
@@ -52,7 +72,8 @@ class Checkpoint(metaclass=_SaysWhatWasRemoved):
 
     Args:
         path: A local path, which is made absolute, or a URI such as ``s3://bucket/run``.
-        filesystem: Where ``path`` lies, if not where it says itself.
+        filesystem: Where ``path`` lies, if not where it says itself: a ``pyarrow.fs`` filesystem
+            or an ``fsspec`` one.
 
     Raises:
         ValueError: The path is empty.
@@ -69,14 +90,18 @@ class Checkpoint(metaclass=_SaysWhatWasRemoved):
         1 2 3
     """
 
-    def __init__(self, path: str | os.PathLike[str], filesystem: FileSystem | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        filesystem: FileSystem | AbstractFileSystem | None = None,
+    ) -> None:
         if not isinstance(path, str | os.PathLike):
             raise TypeError(f"Checkpoint(path={path!r}): must be a path, not {type(path).__name__}")
         name = os.fspath(path)
         if not name:
             raise ValueError("Checkpoint(path=''): must name a directory")
-        self._filesystem: FileSystem | None = filesystem
-        if filesystem is not None and filesystem.type_name != "local":
+        self._filesystem: FileSystem | None = _as_pyarrow(filesystem)
+        if not self.is_local:
             self.path = name
         elif filesystem is None and "://" in name:
             from pyarrow.fs import FileSystem as AnyFileSystem
@@ -105,7 +130,10 @@ class Checkpoint(metaclass=_SaysWhatWasRemoved):
         return self._filesystem is None or self._filesystem.type_name == "local"
 
     def to_directory(self, path: str | os.PathLike[str] | None = None) -> str:
-        """Copy the files to a local directory and return its path.
+        """Copy the files to a local directory of the caller's own and return its path.
+
+        Where the checkpoint has a manifest, as every one that was reported has, the copy is
+        compared with it.
 
         Args:
             path: The directory, made if it is missing; files of the same name are replaced, each
@@ -114,6 +142,7 @@ class Checkpoint(metaclass=_SaysWhatWasRemoved):
 
         Raises:
             FileNotFoundError: The checkpoint's directory does not exist.
+            CheckpointCorruptError: A file is not as it was written.
         """
         self._check_exists()
         if path is None:
@@ -143,41 +172,105 @@ class Checkpoint(metaclass=_SaysWhatWasRemoved):
             raise FileNotFoundError(f"{self!r}: the directory does not exist")
 
     def _copy(self, target: Path) -> None:
-        if self.is_local:
-            shutil.copytree(self.path, target, dirs_exist_ok=True, copy_function=_copy_in_one_step)
-            return
         from pyarrow.fs import LocalFileSystem, copy_files
 
-        copy_files(
-            self.path,
-            str(target),
-            source_filesystem=self.filesystem,
-            destination_filesystem=LocalFileSystem(),
-        )
+        here = LocalFileSystem()
+        manifest = self._manifest()
+        if self.is_local:
+            shutil.copytree(self.path, target, dirs_exist_ok=True, copy_function=_copy_in_one_step)
+        else:
+            for name in _manifest.list_files(self.filesystem, self.path):
+                (target / name).parent.mkdir(parents=True, exist_ok=True)  # GCS lists only files
+            copy_files(
+                self.path,
+                str(target),
+                source_filesystem=self.filesystem,
+                destination_filesystem=here,
+            )
+        if manifest is not None:
+            copied = _manifest.find_problems(manifest, here, str(target), contents=True)
+            self._raise_if(copied)
+
+    def _manifest(self) -> Manifest | None:
+        try:
+            return _manifest.read(self.filesystem, self.path)
+        except ValueError as error:
+            raise CheckpointCorruptError(
+                f"{self!r} is damaged: {_manifest.MANIFEST}: {error}"
+            ) from error
+
+    def _raise_if(self, problems: list[str]) -> None:
+        if problems:
+            lines = "".join(f"\n  {problem}" for problem in problems)
+            raise CheckpointCorruptError(f"{self!r} is damaged:{lines}")
 
     @contextmanager
     def as_directory(self) -> Generator[str]:
         """Give the files as a local directory for as long as the ``with`` block lasts.
 
-        A local checkpoint is given as it lies there, not copied: do not write to it. Another one
-        is copied to a temporary folder that is removed afterwards.
+        The directory is not to be written to: others use it as well. A local checkpoint is given
+        as it lies there. Another one is copied to a temporary folder, once for all processes of
+        this machine that want it at the same time; the last of them removes the copy. It is
+        compared with its manifest as by :meth:`to_directory`.
 
         Raises:
             FileNotFoundError: The checkpoint's directory does not exist.
+            CheckpointCorruptError: A file is not as it was written.
         """
         if self.is_local:
             self._check_exists()
             yield self.path
             return
-        copy = self.to_directory()
+        folder = (_shared_folder or Path(tempfile.gettempdir())) / self._name_of_copy()
+        with shared_copy(folder, self._download):
+            yield str(folder)
+
+    def _name_of_copy(self) -> str:
+        """Return the same name in every process that means the same files."""
+        kind = self.filesystem.type_name
         try:
-            yield copy
-        finally:
-            shutil.rmtree(copy, ignore_errors=True)
+            identity = pickle.dumps((kind, self.filesystem, self.path.rstrip("/"), os.geteuid()))
+        except Exception:  # noqa: BLE001 - a user's filesystem that stays here is shared with none
+            identity = uuid.uuid4().bytes
+        if kind.endswith("memory"):  # called the same in every process, but not the same
+            identity += str(os.getpid()).encode()
+        return f"minitrain-checkpoint-{hashlib.sha256(identity).hexdigest()[:24]}"
+
+    def _download(self, target: Path) -> None:
+        self._check_exists()
+        self._copy(target)
+
+    def verify(self, contents: bool = True) -> None:  # noqa: FBT001, FBT002 - reads as a sentence
+        """Compare every file with what was written when the checkpoint was reported.
+
+        Metadata is left out, which may be changed at any time, and so are files that were added.
+
+        Args:
+            contents: Whether to read all files for their checksums; otherwise only their sizes
+                are compared, which takes one look at the directory.
+
+        Raises:
+            CheckpointCorruptError: Files are missing or not as they were written; all are named.
+            CheckpointError: Nobody can tell: it was never reported, or never written completely.
+            FileNotFoundError: The checkpoint's directory does not exist.
+        """
+        self._check_exists()
+        manifest = self._manifest()
+        if manifest is None:
+            raise CheckpointError(
+                f"{self!r} has no {_manifest.MANIFEST} to compare it with: it was never reported, "
+                "or its writing never ended"
+            )
+        self._raise_if(
+            _manifest.find_problems(manifest, self.filesystem, self.path, contents=contents)
+        )
+
+    def wait(self) -> None:
+        """Wait until its files are written; does nothing for one that is a plain directory."""
 
     def get_metadata(self) -> dict[str, Any]:
         """Return the metadata stored with the checkpoint; empty if there is none."""
-        path = f"{self.path.rstrip('/')}/{_METADATA}"
+        path = f"{self.path.rstrip('/')}/{_manifest.METADATA}"
         try:
             if self.is_local:
                 data = Path(path).read_bytes()
@@ -196,7 +289,7 @@ class Checkpoint(metaclass=_SaysWhatWasRemoved):
             TypeError: Something in it is not JSON.
         """
         data = json.dumps(dict(metadata)).encode()
-        path = f"{self.path.rstrip('/')}/{_METADATA}"
+        path = f"{self.path.rstrip('/')}/{_manifest.METADATA}"
         if not self.is_local:
             with self.filesystem.open_output_stream(path) as stream:
                 stream.write(data)
@@ -231,6 +324,15 @@ class Checkpoint(metaclass=_SaysWhatWasRemoved):
 
     def __getattr__(self, name: str) -> NoReturn:
         _refuse(f"{type(self).__name__!r} object", name)
+
+
+def _as_pyarrow(filesystem: FileSystem | AbstractFileSystem | None) -> FileSystem | None:
+    fsspec = sys.modules.get("fsspec")  # who has one of its filesystems has imported it
+    if fsspec is None or not isinstance(filesystem, fsspec.AbstractFileSystem):
+        return filesystem
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    return PyFileSystem(FSSpecHandler(filesystem))
 
 
 def _copy_in_one_step(source: str, target: str) -> None:

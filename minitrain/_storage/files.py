@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import uuid
 from pathlib import Path
 from typing import Any
 
-__all__ = ["read_json", "sync_directory", "write_bytes", "write_json"]
+__all__ = ["read_json", "rename_new", "sync_directory", "write_bytes", "write_json"]
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -29,6 +30,21 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file atomically and durably."""
     write_bytes(path, json.dumps(value, indent=1).encode() + b"\n")
+
+
+def rename_new(source: Path, target: Path) -> None:
+    """Give a directory a name that nothing has, durably.
+
+    Raises:
+        FileExistsError: Something has it.
+    """
+    try:
+        source.rename(target)  # replaces an empty directory, and nothing else
+    except OSError as error:
+        if error.errno == errno.ENOTEMPTY:
+            raise FileExistsError(target) from error
+        raise
+    sync_directory(target.parent)
 
 
 def read_json(path: Path) -> Any:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["RunLayout"]
+__all__ = ["ERROR_PICKLE", "ERROR_TEXT", "RECORD", "ROWS", "TABLE", "TRAINER", "RunLayout"]
 
-_CHECKPOINT = re.compile(r"checkpoint_(\d{6,})")
+RECORD = "run.json"
+ROWS = "result.json"
+TABLE = "progress.csv"
+TRAINER = "trainer.pkl"
+ERROR_TEXT = "error.txt"
+ERROR_PICKLE = "error.pkl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,27 +28,32 @@ class RunLayout:
     @property
     def record(self) -> Path:
         """What was asked, every attempt, how it ended."""
-        return self.root / "run.json"
+        return self.root / RECORD
+
+    @property
+    def trainer(self) -> Path:
+        """What ``restore`` needs."""
+        return self.root / TRAINER
 
     @property
     def rows(self) -> Path:
         """One JSON line per report."""
-        return self.root / "result.json"
+        return self.root / ROWS
 
     @property
     def table(self) -> Path:
         """The same as a table."""
-        return self.root / "progress.csv"
+        return self.root / TABLE
 
     @property
     def error_text(self) -> Path:
         """How the run failed, for people."""
-        return self.root / "error.txt"
+        return self.root / ERROR_TEXT
 
     @property
     def error_pickle(self) -> Path:
         """How the run failed, for programs."""
-        return self.root / "error.pkl"
+        return self.root / ERROR_PICKLE
 
     @property
     def artifacts(self) -> Path:
@@ -59,16 +68,6 @@ class RunLayout:
         """Return the file with everything one worker printed."""
         return self.logs(attempt) / f"rank_{rank}.log"
 
-    def checkpoint(self, name: str) -> Path:
-        """Return a checkpoint's directory."""
-        return self.root / name
-
-    def next_checkpoint_index(self) -> int:
-        """Return a number that no checkpoint directory here has or had a higher one than."""
-        names = (_CHECKPOINT.fullmatch(path.name) for path in self.root.iterdir())
-        return max((int(match[1]) for match in names if match), default=-1) + 1
-
-    @staticmethod
-    def checkpoint_name(index: int) -> str:
-        """Return the name of the ``index``-th checkpoint."""
-        return f"checkpoint_{index:06d}"
+    def stacks(self, attempt: int, rank: int) -> Path:
+        """Return the file with the stacks of one worker, from when somebody last asked."""
+        return self.logs(attempt) / f"stacks_rank_{rank}.txt"

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import socket
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from minitrain._storage.files import read_json, write_json
+from minitrain._logging import logger
+from minitrain._os.processes import began_at
+from minitrain._storage.files import write_bytes
 from minitrain._storage.layout import RunLayout
 
-__all__ = ["Attempt", "RunRecord", "Status", "now"]
+__all__ = ["Attempt", "RunRecord", "Status", "now", "this_process"]
 
-Status = Literal["running", "finished", "stopped", "failed", "interrupted"]
+Status = Literal["running", "finished", "stopped", "failed", "interrupted", "preempted"]
 
 
 def now() -> str:
     """Return the time as it is written into files, with its zone."""
     return datetime.datetime.now().astimezone().isoformat(timespec="milliseconds")
+
+
+def this_process() -> dict[str, Any]:
+    """Return what tells this process from every other one."""
+    return {
+        "pid": os.getpid(),
+        "hostname": socket.gethostname(),
+        "began": began_at(os.getpid()),
+    }
 
 
 @dataclass
@@ -29,6 +41,7 @@ class Attempt:
         world_size: Its workers.
         began: When it was started.
         ended: When nothing of it was left.
+        workers: Rank, process id and host of every worker.
         outcome: How it ended, in a word or with the first line of its error.
     """
 
@@ -36,6 +49,7 @@ class Attempt:
     began: str = field(default_factory=now)
     ended: str | None = None
     outcome: str | None = None
+    workers: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass
@@ -48,7 +62,7 @@ class RunRecord:
         trainer: The trainer's class.
         minitrain_version: What wrote this.
         status: ``running`` also stands there when a driver was killed.
-        driver: Process id and host of the driver.
+        driver: Process id and host of the driver, and when that process began.
         scaling: What was asked for.
         config: The train function's configuration as plain data.
         num_to_keep: How many checkpoints stay.
@@ -70,17 +84,38 @@ class RunRecord:
     score_attribute: str | None
     score_order: str
     status: Status = "running"
-    driver: dict[str, Any] = field(
-        default_factory=lambda: {"pid": os.getpid(), "hostname": socket.gethostname()}
-    )
+    driver: dict[str, Any] = field(default_factory=this_process)
     attempts: list[Attempt] = field(default_factory=list)
     checkpoints: list[str] = field(default_factory=list)
     began: str = field(default_factory=now)
     ended: str | None = None
 
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing left to train."""
+        return self.status in {"finished", "stopped"}
+
+    def dump(self) -> bytes:
+        """Return what ``run.json`` is to say."""
+        return json.dumps(asdict(self), indent=1).encode() + b"\n"
+
+    @property
+    def driver_is_alive(self) -> bool:
+        """Whether the process that runs this is still there, as far as this host can tell."""
+        if self.status != "running" or self.driver["hostname"] != socket.gethostname():
+            return False
+        return self.driver.get("began") == began_at(self.driver["pid"]) is not None
+
     def save(self, layout: RunLayout) -> None:
         """Replace ``run.json``."""
-        write_json(layout.record, asdict(self))
+        write_bytes(layout.record, self.dump())
+
+    def keep(self, layout: RunLayout) -> None:
+        """Replace ``run.json`` if that is possible: where the disk is full, the run says why."""
+        try:
+            self.save(layout)
+        except OSError as error:
+            logger.warning("%s is not up to date: %s", layout.record, error)
 
     @classmethod
     def load(cls, layout: RunLayout) -> RunRecord:
@@ -89,6 +124,11 @@ class RunRecord:
         Raises:
             FileNotFoundError: There is none.
         """
-        values = read_json(layout.record)
+        return cls.parse(layout.record.read_bytes())
+
+    @classmethod
+    def parse(cls, data: bytes) -> RunRecord:
+        """Return what ``run.json`` says, from its contents."""
+        values = json.loads(data)
         values["attempts"] = [Attempt(**attempt) for attempt in values["attempts"]]
         return cls(**values)

@@ -14,7 +14,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["RowBuilder", "RowFile", "as_plain_data", "count_rows", "flatten", "read_rows", "repair"]
+__all__ = [
+    "RowBuilder",
+    "RowFile",
+    "as_plain_data",
+    "count_rows",
+    "flatten",
+    "parse_rows",
+    "read_rows",
+    "repair",
+]
 
 
 class RowBuilder:
@@ -37,7 +46,7 @@ class RowBuilder:
         }
         self._iterations_before = iterations
         self._time_before_s = time_total_s
-        self._began_s = self._last_s = time.monotonic()
+        self._began_s = self._last_s = self._before_s = time.monotonic()
         self._count = 0
 
     def row(self, metrics: Mapping[str, Any], checkpoint: str | None) -> dict[str, Any]:
@@ -58,8 +67,13 @@ class RowBuilder:
             "iterations_since_restore": self._count,
             **self._fixed,
         }
-        self._last_s = now_s
+        self._before_s, self._last_s = self._last_s, now_s
         return {**metrics, **{key: value for key, value in row.items() if key not in metrics}}
+
+    def take_back(self) -> None:
+        """Forget the last row: its report did not count."""
+        self._count -= 1
+        self._last_s = self._before_s
 
 
 def node_ip() -> str:
@@ -115,9 +129,14 @@ class RowFile:
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Return every whole row; a torn last line, left by a power cut, is passed over."""
     try:
-        lines = path.read_bytes().splitlines(keepends=True)
+        return parse_rows(path.read_bytes())
     except FileNotFoundError:
         return []
+
+
+def parse_rows(data: bytes) -> list[dict[str, Any]]:
+    """Return every whole row of a file's contents."""
+    lines = data.splitlines(keepends=True)
     if lines and not lines[-1].endswith(b"\n"):
         lines.pop()
     return [json.loads(line) for line in lines]

@@ -16,6 +16,9 @@ from pyarrow.fs import FSSpecHandler, LocalFileSystem, PyFileSystem, SubTreeFile
 
 import minitrain
 from minitrain import Checkpoint
+from minitrain._storage.disk import LocalDisk
+from minitrain._storage.run_storage import RunStorage
+from minitrain.exceptions import CheckpointCorruptError, CheckpointError
 
 FILES = {"weights": "w", "deep/er/state": "s"}
 REMOVED = [
@@ -405,3 +408,87 @@ def test_what_never_was_is_an_ordinary_attribute_error(owner):
 
 def test_it_is_what_minitrain_exports():
     assert minitrain.Checkpoint is Checkpoint
+
+
+# ------------------------------------------------------------------ whole or damaged
+def committed(folder: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "run_checkpoint"
+    storage = RunStorage(LocalDisk(str(path.parent)))
+    storage.begin(path.name)
+    storage.commit(path.name, [storage.put(folder, path.name)], 0, {}, {})
+    return path
+
+
+@everywhere
+def test_what_was_reported_is_whole_until_somebody_touches_it(make, folder, tmp_path):
+    path = committed(folder, tmp_path)
+    checkpoint = make(path)
+    checkpoint.verify()
+    (path / "weights").write_text("v")
+    if make is in_memory:
+        checkpoint = make(path)  # a copy of what was damaged
+    checkpoint.verify(contents=False)
+    with pytest.raises(CheckpointCorruptError, match="weights: checksum"):
+        checkpoint.verify()
+
+
+@everywhere
+def test_a_damaged_file_is_not_copied_unnoticed(make, folder, tmp_path):
+    path = committed(folder, tmp_path)
+    (path / "deep/er/state").write_text("longer")
+    with pytest.raises(CheckpointCorruptError, match="deep/er/state: 6 bytes instead of 1"):
+        make(path).to_directory()
+
+
+def test_metadata_may_change_after_the_report(folder, tmp_path):
+    Checkpoint(folder).set_metadata({"a": 1})
+    checkpoint = Checkpoint(committed(folder, tmp_path))
+    checkpoint.update_metadata({"b": 2})
+    checkpoint.verify()
+
+
+def test_a_manifest_that_is_damaged_itself_is_damage(folder, tmp_path):
+    path = committed(folder, tmp_path)
+    (path / ".manifest.json").write_bytes(b"{")
+    for use in (Checkpoint.verify, Checkpoint.to_directory):
+        with pytest.raises(CheckpointCorruptError, match=r"\.manifest\.json"):
+            use(Checkpoint(path))
+
+
+def test_a_directory_that_was_never_reported_cannot_be_verified(folder):
+    with pytest.raises(CheckpointError, match="it was never reported"):
+        Checkpoint(folder).verify()
+    with pytest.raises(FileNotFoundError):
+        Checkpoint(folder / "nowhere").verify()
+
+
+def test_there_is_nothing_to_wait_for(folder):
+    assert Checkpoint(folder).wait() is None
+
+
+# ------------------------------------------------------------------ shared copies
+def test_copies_at_the_same_time_are_one_folder(folder):
+    with in_a_subtree(folder).as_directory() as one:
+        with in_a_subtree(folder).as_directory() as other:
+            assert one == other
+        assert files_of(one) == FILES
+    assert not Path(one).exists()
+
+
+def test_a_filesystem_that_stays_in_this_process_is_shared_with_nobody(folder):
+    class Local(type(fsspec.filesystem("file"))):  # cannot be pickled: nobody can import it
+        protocol = "own"
+
+    checkpoint = Checkpoint(str(folder), Local())
+    with checkpoint.as_directory() as one, checkpoint.as_directory() as other:
+        assert one != other
+        assert files_of(one) == files_of(other) == FILES
+
+
+def test_a_filesystem_of_fsspec_is_taken_as_it_is(folder):
+    checkpoint = Checkpoint(str(folder), fsspec.filesystem("file"))
+    assert checkpoint.filesystem.type_name.startswith("py::fsspec")
+    assert not checkpoint.is_local
+    assert pickle.loads(pickle.dumps(checkpoint)) == checkpoint
+    with checkpoint.as_directory() as path:
+        assert files_of(path) == FILES

@@ -9,6 +9,7 @@ import socket
 
 import pytest
 
+from minitrain._os.processes import began_at
 from minitrain._storage.layout import RunLayout
 from minitrain._storage.record import Attempt, RunRecord, now
 
@@ -37,7 +38,8 @@ def layout(tmp_path):
 def test_a_record_comes_back_as_it_was_saved(layout, status):
     saved = record(status=status, checkpoints=["checkpoint_000000", "mine"], ended=now())
     saved.attempts.append(Attempt(world_size=2, ended=now(), outcome="returned"))
-    saved.attempts.append(Attempt(world_size=1))
+    workers = [{"rank": 0, "pid": 42, "hostname": "node-a"}]
+    saved.attempts.append(Attempt(world_size=1, workers=workers))
     saved.save(layout)
     assert RunRecord.load(layout) == saved
 
@@ -60,8 +62,27 @@ def test_saving_again_replaces_it_and_leaves_nothing_else(layout):
 def test_a_new_record_runs_under_this_driver():
     new = record()
     assert new.status == "running"
-    assert new.driver == {"pid": os.getpid(), "hostname": socket.gethostname()}
+    began = began_at(os.getpid())
+    assert new.driver == {"pid": os.getpid(), "hostname": socket.gethostname(), "began": began}
+    assert new.driver_is_alive
     assert (new.attempts, new.checkpoints, new.ended) == ([], [], None)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"status": "failed"},
+        {"driver": {"pid": os.getpid(), "hostname": "elsewhere", "began": began_at(os.getpid())}},
+        {"driver": {"pid": os.getpid(), "hostname": socket.gethostname(), "began": 1}},
+        {"driver": {"pid": 2**22 + 1, "hostname": socket.gethostname(), "began": None}},
+    ],
+    ids=["it is over", "another host", "another process of that number", "gone"],
+)
+def test_a_driver_that_is_gone_or_cannot_be_seen_is_not_alive(change):
+    old = record()
+    for name, value in change.items():
+        setattr(old, name, value)
+    assert not old.driver_is_alive
 
 
 def test_records_do_not_share_their_lists():
