@@ -24,15 +24,28 @@ if TYPE_CHECKING:
         ScalingConfig,
         SyncConfig,
     )
-    from minitrain.context import TrainContext
+    from minitrain.context import PreemptionInfo, TrainContext
     from minitrain.exceptions import (
         ControllerError,
         MinitrainError,
+        PreemptionError,
         TrainingFailedError,
         WorkerGroupError,
     )
     from minitrain.result import Result
-    from minitrain.session import get_checkpoint, get_context, get_dataset_shard, report
+    from minitrain.session import (
+        CheckpointConsistencyMode,
+        CheckpointUploadMode,
+        ReportedCheckpoint,
+        ReportedCheckpointStatus,
+        get_all_reported_checkpoints,
+        get_checkpoint,
+        get_context,
+        get_dataset_shard,
+        get_preemption_info,
+        report,
+    )
+    from minitrain.stacks import stacks
 
 TRAIN_DATASET_KEY = "train"
 
@@ -50,18 +63,30 @@ _HOMES = {
         "ScalingConfig",
         "SyncConfig",
     ],
-    "minitrain.context": ["TrainContext"],
+    "minitrain.context": ["PreemptionInfo", "TrainContext"],
     "minitrain.exceptions": [
         "ControllerError",
         "MinitrainError",
+        "PreemptionError",
         "TrainingFailedError",
         "WorkerGroupError",
     ],
     "minitrain.result": ["Result"],
-    "minitrain.session": ["get_checkpoint", "get_context", "get_dataset_shard", "report"],
+    "minitrain.session": [
+        "CheckpointConsistencyMode",
+        "CheckpointUploadMode",
+        "ReportedCheckpoint",
+        "ReportedCheckpointStatus",
+        "get_all_reported_checkpoints",
+        "get_checkpoint",
+        "get_context",
+        "get_dataset_shard",
+        "get_preemption_info",
+        "report",
+    ],
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
-_MODULES = {"backend", "collective", "exceptions", "torch", "trainer"}
+_MODULES = {"backend", "collective", "exceptions", "stacks", "torch", "trainer"}
 
 __all__ = [
     "TRAIN_DATASET_KEY",
@@ -69,11 +94,17 @@ __all__ = [
     "BackendConfig",
     "Checkpoint",
     "CheckpointConfig",
+    "CheckpointConsistencyMode",
+    "CheckpointUploadMode",
     "ControllerError",
     "DataConfig",
     "FailureConfig",
     "LoggingConfig",
     "MinitrainError",
+    "PreemptionError",
+    "PreemptionInfo",
+    "ReportedCheckpoint",
+    "ReportedCheckpointStatus",
     "Result",
     "RunConfig",
     "RunContext",
@@ -85,11 +116,14 @@ __all__ = [
     "WorkerGroupError",
     "__version__",
     "collective",
+    "get_all_reported_checkpoints",
     "get_checkpoint",
     "get_context",
     "get_dataset_shard",
+    "get_preemption_info",
     "report",
     "shutdown",
+    "stacks",
     "torch",
 ]
 

@@ -7,30 +7,40 @@ their inbox.
 from __future__ import annotations
 
 import pickle
+import shutil
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
-from minitrain._storage.commit import FileEntry, copy_into
+from minitrain._manifest import MANIFEST
+from minitrain._storage.disk import FileEntry
 from minitrain._storage.layout import RunLayout
 from minitrain._storage.rows import RowBuilder, RowFile
+from minitrain._uploads import Upload, Uploads, out_of_reach
 from minitrain._wire.messages import (
     Answer,
     CheckpointCommitted,
+    CheckpointLost,
+    CheckpointsAsked,
     CollectiveEntered,
     NameAsked,
     Reported,
     RunFacts,
     Train,
+    Uploaded,
     WorkerNews,
     WorkerOrder,
 )
 from minitrain.checkpoint import Checkpoint
 from minitrain.context import TrainContext
 from minitrain.exceptions import CheckpointError, CollectiveTimeoutError
+from minitrain.session import CheckpointUploadMode, ReportedCheckpoint, UploadOptions
 
 __all__ = ["Inbox", "StopTraining", "TrainSession"]
+
+_Write: TypeAlias = Callable[[], tuple[FileEntry, ...]]
 
 _LATE_S = 60.0
 """How much longer than the driver a worker waits: the driver can say whom it waits for."""
@@ -79,32 +89,65 @@ class TrainSession:
         self.score_attribute = run.score_attribute
         self._inbox = inbox
         self._run = run
+        self._storage = run.storage
         self._datasets = dict(datasets)
-        self._checkpoint = Checkpoint(train.checkpoint) if train.checkpoint else None
+        self._checkpoint = pickle.loads(train.checkpoint) if train.checkpoint else None
         self._lock = threading.RLock()  # a train function may report from several threads
         self._questions = 0
         self.num_reports = 0
+        self._uploads = Uploads(self._say_uploaded)
+        self._unsettled: set[int] = set()  # asynchronous reports whose checkpoints are on their way
+        self._lost: Exception | None = None
         self._rows: RowFile | None = None
         if context.get_world_rank() == 0:
-            self._rows = RowFile(RunLayout(Path(run.path)).rows, run.config)
+            self._rows = RowFile(RunLayout(Path(run.home)).rows, run.config)
             self._builder = RowBuilder(run.run_id, train.iterations, train.time_total_s)
+
+    def settle(self) -> None:
+        """Wait until every checkpoint on its way is committed.
+
+        Raises:
+            CheckpointError: One could not be written.
+        """
+        with self._lock:
+            self.finish_uploads()
+            others: list[WorkerOrder] = []
+            while self._unsettled:
+                order = self._next_order("the commit of a checkpoint")
+                if not self._take(order):
+                    others.append(order)
+            self._inbox.put_back(others)
+            self._raise_if_lost()
+
+    def finish_uploads(self) -> None:
+        """Wait until every checkpoint on its way is written, or could not be."""
+        self._uploads.close()
 
     def close(self) -> None:
         """Close what the session has open."""
+        self.finish_uploads()
         if self._rows is not None:
             self._rows.close()
 
     def checkpoint(self) -> Checkpoint | None:
         """Return the newest checkpoint."""
         with self._lock:
-            others = []
-            for order in self._inbox.poll():
-                if isinstance(order, CheckpointCommitted):
-                    self._checkpoint = Checkpoint(order.path)
-                else:
-                    others.append(order)
-            self._inbox.put_back(others)
+            self._look()
             return self._checkpoint
+
+    def all_checkpoints(self, timeout_s: float | None) -> list[ReportedCheckpoint]:
+        """Return every checkpoint of the run, when those reported so far are settled."""
+        with self._lock:
+            question = self._next_question()
+            news = CheckpointsAsked(question, self.num_reports)
+            try:
+                found = self._ask(news, question, "get_all_reported_checkpoints", timeout_s)
+            except CollectiveTimeoutError:
+                if timeout_s is None:
+                    raise
+                question = self._next_question()
+                found = self._ask(CheckpointsAsked(question, 0), question, "checkpoints")
+        return [ReportedCheckpoint(self._storage.checkpoint(name), row) for name, row in found]
 
     def dataset_shard(self, name: str | None) -> Any:
         """Return a dataset; one given as a function is made now, in the worker that asks."""
@@ -120,43 +163,171 @@ class TrainSession:
             dataset = self._datasets[name] = dataset()
         return dataset
 
+    # ------------------------------------------------------------------ reports
     def report(
-        self, metrics: dict[str, Any], checkpoint: Checkpoint | None, dir_name: str | None
+        self, metrics: dict[str, Any], checkpoint: Checkpoint | None, options: UploadOptions
     ) -> None:
-        """Hand a report over; with a checkpoint, wait until it is committed."""
+        """Hand a report over; with a checkpoint, wait until it is committed, or is on its way."""
         with self._lock:
-            index = self.num_reports
-            name: str | None = None
-            files: tuple[FileEntry, ...] = ()
-            if checkpoint is not None:
-                name, files = self._write_files(checkpoint, index, dir_name)
+            if checkpoint is None:
+                self._report_metrics(metrics)
+            elif options.mode is CheckpointUploadMode.ASYNC:
+                self._report_and_go_on(metrics, checkpoint, options)
+            else:
+                self._report_and_wait(metrics, checkpoint, options)
+            if self._unsettled or self._lost:
+                self._look()
+                self._raise_if_lost()
+
+    def _report_metrics(self, metrics: dict[str, Any]) -> None:
+        row = None
+        if self._rows is not None:
+            row = self._builder.row(metrics, None)
+            self._rows.append(row, durable=False)
+        self._hand_over(Reported(self._next_report(), metrics, row), ask=self._run.asks_to_go_on)
+
+    def _report_and_wait(
+        self, metrics: dict[str, Any], checkpoint: Checkpoint, options: UploadOptions
+    ) -> None:
+        name = self._name_for(checkpoint, options)
+        files: tuple[FileEntry, ...] = ()
+        problem: Exception | None = None
+        try:
+            files = self._writing(checkpoint, name, options)()
+        except CheckpointError as error:  # all ranks learn of it, and it is raised in each of them
+            problem = error
+        row = self._builder.row(metrics, name) if self._rows is not None else None
+        index = self._next_report()
+        in_place = _is_in_place(options)
+        question = self._next_question()
+        news = Reported(
+            index, metrics, row, name, files, in_place, problem=problem, question=question
+        )
+        try:
+            goes_on = self._ask(news, question, "report")
+        except Exception:
+            if self._rows is not None:
+                self._builder.take_back()
+            raise
+        if self._rows is not None and row is not None:
+            self._rows.append(row, durable=True)
+        if not goes_on:
+            raise StopTraining
+
+    def _report_and_go_on(
+        self, metrics: dict[str, Any], checkpoint: Checkpoint, options: UploadOptions
+    ) -> None:
+        self._uploads.make_room()
+        try:
+            name = self._name_for(checkpoint, options)
+            write = self._writing(self._taken(checkpoint, options), name, options)
             row = None
             if self._rows is not None:
                 row = self._builder.row(metrics, name)
-                if name is None:
-                    self._rows.append(row, durable=False)
-            self.num_reports += 1
-            if name is None and not self._run.asks_to_go_on:
-                self._inbox.send(Reported(index, metrics, row))
-                return
-            news = Reported(index, metrics, row, name, files, self._next_question())
-            goes_on = self._ask(news, news.question, "report")
-            if name is not None and self._rows is not None and row is not None:
-                self._rows.append(row, durable=True)
-            if not goes_on:
-                raise StopTraining
+                self._rows.append(row, durable=False)
+        except BaseException:
+            self._uploads.give_room_back()
+            raise
+        index = self._next_report()
+        self._unsettled.add(index)
+        # Before the report, which may be the last: a stop condition ends the training in it.
+        self._uploads.begin(Upload(index, write))
+        news = Reported(
+            index, metrics, row, name, in_place=options.function is not None, pending=True
+        )
+        self._hand_over(news, ask=self._run.asks_to_go_on)
 
-    def _write_files(
-        self, checkpoint: Checkpoint, index: int, dir_name: str | None
-    ) -> tuple[str, tuple[FileEntry, ...]]:
+    def _hand_over(self, news: Reported, *, ask: bool) -> None:
+        if not ask:
+            self._inbox.send(news)
+            return
         question = self._next_question()
-        path = Path(self._ask(NameAsked(question, index, dir_name), question, "report"))
-        try:
-            with checkpoint.as_directory() as folder:
-                return path.name, copy_into(Path(folder), path)
-        except OSError as error:
-            raise CheckpointError(f"the checkpoint {path} could not be written: {error}") from error
+        if not self._ask(replace(news, question=question), question, "report"):
+            raise StopTraining
 
+    def _name_for(self, checkpoint: Checkpoint, options: UploadOptions) -> str:
+        """Ask the driver for the checkpoint's name."""
+        dir_name = options.dir_name
+        if options.mode is CheckpointUploadMode.NO_UPLOAD:
+            dir_name = self._name_in_run(checkpoint, dir_name, "report(NO_UPLOAD)")
+        question = self._next_question()
+        news = NameAsked(question, self.num_reports, dir_name, _is_in_place(options))
+        return str(self._ask(news, question, "report"))
+
+    def _name_in_run(self, checkpoint: Checkpoint, wanted: str | None, where: str) -> str:
+        folder, _, name = checkpoint.path.rstrip("/").rpartition("/")
+        same_place = checkpoint.is_local == self._storage.is_local and folder == self._storage.root
+        if not same_place or wanted not in {None, name}:
+            path = self._storage.checkpoint(wanted or "NAME").path
+            raise ValueError(
+                f"{where}: the files must be in the run's directory, in {path}, which "
+                "get_context().get_storage().build_checkpoint_path_from_name(name) gives; they are "
+                f"in {checkpoint.path}"
+            )
+        return name
+
+    def _taken(self, checkpoint: Checkpoint, options: UploadOptions) -> Checkpoint:
+        """Return a checkpoint that was given away, where its giver cannot touch it any more.
+
+        One whose files are still being written stays where it is until they are.
+        """
+        is_plain = type(checkpoint).wait is Checkpoint.wait
+        if not is_plain or not options.given_away or not _may_be_moved(checkpoint):
+            return checkpoint
+        return Checkpoint.from_directory(out_of_reach(Path(checkpoint.path)))
+
+    def _writing(self, checkpoint: Checkpoint, name: str, options: UploadOptions) -> _Write:
+        """Return what writes the files of a checkpoint, and returns what it has written."""
+
+        def write() -> tuple[FileEntry, ...]:
+            try:
+                checkpoint.wait()
+                if options.mode is CheckpointUploadMode.NO_UPLOAD:
+                    return ()
+                if options.function is not None:
+                    self._write_by(options.function, checkpoint, name)
+                    files: tuple[FileEntry, ...] = ()
+                else:
+                    with checkpoint.as_directory() as folder:
+                        move = options.given_away and _may_be_moved(checkpoint)
+                        files = self._storage.put(Path(folder), name, move=move)
+            except CheckpointError:
+                raise
+            except Exception as error:
+                path = self._storage.checkpoint(name).path
+                kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
+                raise CheckpointError(
+                    f"the checkpoint {path} could not be written: {kind}{error}"
+                ) from error
+            if options.given_away and _may_be_moved(checkpoint):
+                shutil.rmtree(checkpoint.path, ignore_errors=True)
+            return files
+
+        return write
+
+    def _write_by(
+        self, function: Callable[[Checkpoint, str], Checkpoint], checkpoint: Checkpoint, name: str
+    ) -> None:
+        written = function(checkpoint, name)
+        if not isinstance(written, Checkpoint):
+            raise TypeError(
+                f"report(checkpoint_upload_fn): returned {written!r}, must return the Checkpoint "
+                "that it has written"
+            )
+        self._name_in_run(written, name, "report(checkpoint_upload_fn)")
+
+    def _say_uploaded(
+        self, index: int, files: tuple[FileEntry, ...], problem: Exception | None
+    ) -> None:
+        """In the thread that uploads: tell the driver."""
+        self._inbox.send(Uploaded(index, files, problem))
+
+    def _raise_if_lost(self) -> None:
+        if self._lost is not None:
+            lost, self._lost = self._lost, None
+            raise lost
+
+    # ------------------------------------------------------------------ questions and orders
     def collective(self, operation: str, data: Any) -> Any:
         """Wait for all ranks and return rank 0's data."""
         with self._lock:
@@ -165,26 +336,64 @@ class TrainSession:
             news = CollectiveEntered(question, operation, sent)
             return pickle.loads(self._ask(news, question, operation))
 
+    def _next_report(self) -> int:
+        self.num_reports += 1
+        return self.num_reports - 1
+
     def _next_question(self) -> int:
         self._questions += 1
         return self._questions
 
-    def _ask(self, news: WorkerNews, question: int | None, operation: str) -> Any:
+    def _ask(
+        self, news: WorkerNews, question: int, operation: str, timeout_s: float | None = None
+    ) -> Any:
         """Say something and wait for the driver's answer to it."""
         self._inbox.send(news)
         others: list[WorkerOrder] = []
         try:
             while True:
-                order = self._inbox.wait(self._run.collective_timeout_s + _LATE_S)
-                if order is None:
-                    raise CollectiveTimeoutError(operation, (), self._run.collective_timeout_s)
-                if isinstance(order, CheckpointCommitted):
-                    self._checkpoint = Checkpoint(order.path)
-                elif isinstance(order, Answer) and order.question == question:
+                order = self._next_order(operation, timeout_s)
+                if isinstance(order, Answer) and order.question == question:
                     if order.error is not None:
                         raise order.error
                     return order.value
-                else:
+                if not self._take(order):
                     others.append(order)
         finally:
             self._inbox.put_back(others)
+
+    def _next_order(self, operation: str, timeout_s: float | None = None) -> WorkerOrder:
+        limit_s = self._run.collective_timeout_s
+        order = self._inbox.wait(limit_s + _LATE_S if timeout_s is None else timeout_s)
+        if order is None:
+            raise CollectiveTimeoutError(operation, (), limit_s if timeout_s is None else timeout_s)
+        return order
+
+    def _look(self) -> None:
+        """Take what has arrived, without waiting."""
+        self._inbox.put_back([order for order in self._inbox.poll() if not self._take(order)])
+
+    def _take(self, order: WorkerOrder) -> bool:
+        """Take news of checkpoints; return whether it was."""
+        match order:
+            case CheckpointCommitted(name=name, index=index):
+                self._checkpoint = self._storage.checkpoint(name)
+                self._unsettled.discard(index)
+            case CheckpointLost(index=index, error=error):
+                self._unsettled.discard(index)
+                self._lost = self._lost or error
+            case _:
+                return False
+        return True
+
+
+def _is_in_place(options: UploadOptions) -> bool:
+    return options.mode is CheckpointUploadMode.NO_UPLOAD or options.function is not None
+
+
+def _may_be_moved(checkpoint: Checkpoint) -> bool:
+    """Return whether a directory that was given away is one that may be taken.
+
+    A checkpoint of a run may not: it is somebody's already.
+    """
+    return checkpoint.is_local and not Path(checkpoint.path, MANIFEST).exists()

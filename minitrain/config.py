@@ -57,7 +57,8 @@ class ScalingConfig:
 
     Attributes:
         num_workers: Processes to train with; 0 trains in the driver's own process, for a
-            debugger. A pair ``(min, max)`` takes as many as there are GPUs for, at most max.
+            debugger. A pair ``(min, max)`` takes as many as there are GPUs for, at most max,
+            with fewer when some are lost and more when there are more again.
         use_gpu: Whether each worker gets a GPU.
         resources_per_worker: ``{"CPU": 4, "GPU": 2}``; by default one GPU with ``use_gpu``, one
             CPU otherwise. CPUs are the threads a worker computes with and are not reserved; a
@@ -67,6 +68,8 @@ class ScalingConfig:
             host they are all the same.
         accelerator_type: A part of the GPUs' model name that all of them must have, like
             ``"A100"``.
+        elastic_resize_monitor_interval_s: With a pair for ``num_workers``: how often, at most,
+            a checkpoint is taken as the occasion to start again with more workers.
 
     Raises:
         ConfigurationError: (a ValueError) A value is wrong or contradicts another.
@@ -83,6 +86,7 @@ class ScalingConfig:
     resources_per_worker: Mapping[str, float] | None = None
     placement_strategy: str = "PACK"
     accelerator_type: str | None = None
+    elastic_resize_monitor_interval_s: float = 60.0
 
     def __post_init__(self) -> None:
         self._check_num_workers()
@@ -96,6 +100,10 @@ class ScalingConfig:
         if self.accelerator_type is not None and not isinstance(self.accelerator_type, str):
             allowed = "must be a part of a GPU's model name, such as 'A100'"
             raise _refuse("ScalingConfig(accelerator_type)", self.accelerator_type, allowed)
+        if not _is_amount(self.elastic_resize_monitor_interval_s):
+            where = "ScalingConfig(elastic_resize_monitor_interval_s)"
+            value = self.elastic_resize_monitor_interval_s
+            raise _refuse(where, value, "must be a number of seconds >= 0")
 
     def _check_num_workers(self) -> None:
         given = self.num_workers
@@ -235,15 +243,35 @@ class FailureConfig:
         max_failures: How many failed attempts are followed by another one, which starts from the
             newest checkpoint; -1: without end.
         fail_fast: True or ``"raise"``: fail at the first error, which is the default anyway.
+        hang_timeout_s: A rank that has not reported for so long has failed, and the Python stacks
+            of all ranks are kept; None: never. Longer than the longest step between two reports,
+            the first included.
+        max_preemption_failures: How many attempts that ended because their machine was taken
+            away are followed by another one; -1: without end. They do not count as failures.
+        preemption_grace_s: How long workers may go on after SIGTERM, to report a last
+            checkpoint; less than whoever sends it waits before SIGKILL (Slurm and Kubernetes:
+            30 s).
     """
 
     max_failures: int = 0
     fail_fast: bool | Literal["raise"] = False
+    hang_timeout_s: float | None = None
+    max_preemption_failures: int = -1
+    preemption_grace_s: float = 20.0
 
     def __post_init__(self) -> None:
-        if not _is_int(self.max_failures) or self.max_failures < -1:
-            allowed = "must be an integer >= 0, or -1 for no limit"
-            raise _refuse("FailureConfig(max_failures)", self.max_failures, allowed)
+        for name in ("max_failures", "max_preemption_failures"):
+            value = getattr(self, name)
+            if not _is_int(value) or value < -1:
+                allowed = "must be an integer >= 0, or -1 for no limit"
+                raise _refuse(f"FailureConfig({name})", value, allowed)
+        timeout_s = self.hang_timeout_s
+        if timeout_s is not None and (not _is_amount(timeout_s) or not timeout_s):
+            allowed = "must be None or a positive number of seconds"
+            raise _refuse("FailureConfig(hang_timeout_s)", timeout_s, allowed)
+        if not _is_amount(self.preemption_grace_s):
+            allowed = "must be a number of seconds >= 0"
+            raise _refuse("FailureConfig(preemption_grace_s)", self.preemption_grace_s, allowed)
         if not isinstance(self.fail_fast, bool) and self.fail_fast != "raise":
             allowed = "must be True, False or 'raise'"
             raise _refuse("FailureConfig(fail_fast)", self.fail_fast, allowed)
@@ -257,7 +285,15 @@ class SyncConfig:
     """How what workers write to their working directory reaches the storage, as in ray.train.
 
     On a local disk the working directory is the run's ``artifacts`` folder, and there is nothing
-    to bring anywhere: every setting is kept by that.
+    to bring anywhere.
+
+    Attributes:
+        sync_period: Seconds between two times that logs and tables are brought to a storage
+            elsewhere; they are at checkpoints and at the end as well.
+        sync_timeout: How long the storage may take for what it was given, in seconds.
+        sync_artifacts: Whether what workers wrote in their working directory is brought there,
+            too; otherwise it is gone when the run is over.
+        sync_artifacts_on_checkpoint: Whether that is done at checkpoints, not only at the end.
     """
 
     sync_period: float = 300
@@ -321,9 +357,11 @@ class RunConfig:
     Attributes:
         name: The run's name and directory; by default the trainer's class and the time. A name
             that is taken gets a number.
-        storage_path: The directory that holds the run's directory; by default
-            ``$MINITRAIN_STORAGE``, else ``~/minitrain_results``.
-        storage_filesystem: A local ``pyarrow.fs`` filesystem.
+        storage_path: The directory that holds the run's directory: a path, or a URI such as
+            ``s3://bucket/folder``, ``gs://...``, ``hdfs://...``, or of any other filesystem that
+            fsspec knows; by default ``$MINITRAIN_STORAGE``, else ``~/minitrain_results``.
+        storage_filesystem: A ``pyarrow.fs`` or fsspec filesystem in which ``storage_path`` is a
+            path.
         failure_config: What happens after a failure.
         checkpoint_config: Which checkpoints stay.
         sync_config: How the workers' files reach the storage.
@@ -373,13 +411,10 @@ class RunConfig:
         path = self.storage_path
         if path is not None and (not isinstance(path, str | Path) or not str(path)):
             raise _refuse("RunConfig(storage_path)", path, "must be a path")
-        scheme = re.match(r"(\w[\w+.-]*)://", str(path or ""))
-        if scheme and scheme[1] != "file":
-            allowed = "must be a local path; other storage is not supported yet"
-            raise _refuse("RunConfig(storage_path)", path, allowed)
         filesystem = self.storage_filesystem
-        if filesystem is not None and getattr(filesystem, "type_name", None) != "local":
-            allowed = "must be a local pyarrow.fs filesystem; others are not supported yet"
+        is_one = hasattr(filesystem, "type_name") or hasattr(filesystem, "protocol")
+        if filesystem is not None and not is_one:
+            allowed = "must be a pyarrow.fs.FileSystem or an fsspec filesystem"
             raise _refuse("RunConfig(storage_filesystem)", filesystem, allowed)
 
     def _fill_defaults(self) -> None:

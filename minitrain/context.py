@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["StorageContext", "TrainContext"]
+__all__ = ["PreemptionInfo", "StorageContext", "TrainContext"]
+
+
+@dataclass(frozen=True)
+class PreemptionInfo:
+    """That workers are about to be ended, and when.
+
+    Attributes:
+        deadline_ms: When, in milliseconds since the epoch.
+        preempted_node_to_ranks: The ranks on every host that is taken away.
+    """
+
+    deadline_ms: int | None
+    preempted_node_to_ranks: Mapping[str, Sequence[int]]
+
+    @property
+    def preempted_node_ids(self) -> list[str]:
+        """The hosts that are taken away."""
+        return list(self.preempted_node_to_ranks)
+
+    @property
+    def preempted_ranks(self) -> list[int]:
+        """The ranks on these hosts."""
+        return sorted(rank for ranks in self.preempted_node_to_ranks.values() for rank in ranks)
 
 
 @dataclass(frozen=True)
@@ -23,10 +46,13 @@ class StorageContext:
     experiment_fs_path: str
     experiment_dir_name: str
     local_working_directory: str
+    _filesystem: Any = None  # None: this host's own, which is not imported before it is asked for
 
     @property
     def storage_filesystem(self) -> Any:
         """The ``pyarrow.fs`` filesystem that holds the run."""
+        if self._filesystem is not None:
+            return self._filesystem
         from pyarrow.fs import LocalFileSystem
 
         return LocalFileSystem()
@@ -58,6 +84,7 @@ class TrainContext:
     _gpus: tuple[int, ...] = ()
     _metadata: Mapping[str, Any] = field(default_factory=dict)
     _resources: Mapping[str, float] = field(default_factory=dict)
+    _filesystem: Any = None
 
     def get_experiment_name(self) -> str:
         """Return the run's name."""
@@ -85,7 +112,8 @@ class TrainContext:
 
     def get_storage(self) -> StorageContext:
         """Return where the run keeps its files."""
-        return StorageContext(self._path, Path(self._path).name, self._working_dir)
+        name = Path(self._path).name
+        return StorageContext(self._path, name, self._working_dir, self._filesystem)
 
     def get_metadata(self) -> dict[str, Any]:
         """Return a copy of the trainer's ``metadata``."""

@@ -7,11 +7,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from minitrain._storage.commit import committed
-from minitrain._storage.layout import RunLayout
+from minitrain._storage.layout import ERROR_PICKLE, ERROR_TEXT, RECORD, ROWS
 from minitrain._storage.ranking import best, lookup, ranked
 from minitrain._storage.record import RunRecord
-from minitrain._storage.rows import read_rows
+from minitrain._storage.resolve import resolve
+from minitrain._storage.rows import parse_rows
+from minitrain._storage.run_storage import RunStorage
 from minitrain.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
@@ -56,12 +57,13 @@ class Result:
         self.config = config
         self.return_value = return_value
         self._metrics_dataframe = metrics_dataframe
+        self._storage: RunStorage | None = None
 
     @property
     def metrics_dataframe(self) -> DataFrame | None:
         """One row per report, nested keys joined by slashes; None if nothing was reported."""
-        if self._metrics_dataframe is None and self.path is not None:
-            rows = read_rows(RunLayout(Path(self.path)).rows)
+        if self._metrics_dataframe is None and self._storage is not None:
+            rows = _rows(self._storage)
             if rows:
                 import pandas as pd
 
@@ -71,6 +73,8 @@ class Result:
     @property
     def filesystem(self) -> FileSystem:
         """The ``pyarrow.fs`` filesystem that holds ``path``."""
+        if self._storage is not None:
+            return self._storage.filesystem
         from pyarrow.fs import LocalFileSystem
 
         return LocalFileSystem()
@@ -105,48 +109,50 @@ class Result:
         """Read back the result of a run, also of one that failed or whose driver was killed.
 
         Args:
-            path: The run's directory, wherever it is now.
-            storage_filesystem: A local ``pyarrow.fs`` filesystem.
+            path: The run's directory, wherever it is now: a path or a URI.
+            storage_filesystem: The ``pyarrow.fs`` or fsspec filesystem that holds it, if the path
+                does not say so.
 
         Raises:
             RuntimeError: There is no run in this directory.
         """
-        if storage_filesystem is not None and storage_filesystem.type_name != "local":
-            raise ValueError("Result.from_path(storage_filesystem): must be a local filesystem")
-        root = Path(path).expanduser().absolute()
-        if not root.is_dir():
-            raise RuntimeError(f"the folder {root} does not exist")
-        layout = RunLayout(root)
-        if not layout.record.exists():
-            raise RuntimeError(f"{root} is not the folder of a run: it has no {layout.record.name}")
-        error = None
-        if RunRecord.load(layout).status not in {"finished", "stopped"}:
-            error = _stored_error(layout)
-        return cls._of(layout, error=error)
+        storage = resolve(path, storage_filesystem, one_process=True).itself()
+        if storage.is_local and not Path(storage.root).is_dir():
+            raise RuntimeError(f"the folder {storage.root} does not exist")
+        try:
+            record = RunRecord.parse(storage.read(RECORD))
+        except FileNotFoundError:
+            raise RuntimeError(
+                f"{storage.root} is not the folder of a run: it has no {RECORD}"
+            ) from None
+        error = None if record.is_over else _stored_error(storage)
+        return cls._of(storage, error=error)
 
     @classmethod
     def _of(
-        cls, layout: RunLayout, *, error: BaseException | None = None, return_value: Any = None
+        cls, storage: RunStorage, *, error: BaseException | None = None, return_value: Any = None
     ) -> Result:
-        record = RunRecord.load(layout)
-        rows = read_rows(layout.rows)
+        record = RunRecord.parse(storage.read(RECORD))
+        rows = _rows(storage)
         metrics = rows[-1] if rows else {}
-        if metrics and record.status in {"finished", "stopped"}:
+        if metrics and record.is_over:
             metrics["done"] = True
-        checkpoints = committed(layout.root)
+        checkpoints = storage.committed()
         in_order = ranked(checkpoints, record.score_attribute, record.score_order)
-        return cls(
+        result = cls(
             metrics,
-            _checkpoint(layout, checkpoints[-1].name) if checkpoints else None,
+            storage.checkpoint(checkpoints[-1].name) if checkpoints else None,
             error,
-            str(layout.root),
+            storage.root,
             best_checkpoints=[
-                (_checkpoint(layout, registered.name), dict(registered.report))
+                (storage.checkpoint(registered.name), dict(registered.report))
                 for registered in best(in_order, record.num_to_keep)
             ],
             config=record.config,
             return_value=return_value,
         )
+        result._storage = storage
+        return result
 
     def __repr__(self) -> str:
         shown = {
@@ -158,16 +164,21 @@ class Result:
         return f"Result({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
 
-def _checkpoint(layout: RunLayout, name: str) -> Checkpoint:
-    return Checkpoint(layout.checkpoint(name))
+def _rows(storage: RunStorage) -> list[dict[str, Any]]:
+    try:
+        return parse_rows(storage.read(ROWS))
+    except FileNotFoundError:
+        return []
 
 
-def _stored_error(layout: RunLayout) -> BaseException | None:
+def _stored_error(storage: RunStorage) -> BaseException | None:
     """Return the exception a failed run left; its text where its class is not to be had."""
-    if not layout.error_text.exists():
+    try:
+        text = storage.read(ERROR_TEXT)
+    except FileNotFoundError:
         return None
     with suppress(Exception):  # whatever unpickling a stranger's exception does
-        error = pickle.loads(layout.error_pickle.read_bytes())
+        error = pickle.loads(storage.read(ERROR_PICKLE))
         if isinstance(error, BaseException):
             return error
-    return RuntimeError(layout.error_text.read_text(encoding="utf-8"))
+    return RuntimeError(text.decode())

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
+from minitrain._driver.home import Home, find
 from minitrain._driver.job import Job
+from minitrain._driver.restore import arguments_of, keep
 from minitrain._driver.run import fit
+from minitrain._logging import logger
+from minitrain._storage.layout import TRAINER
+from minitrain._storage.resolve import resolve
 from minitrain.backend import BackendConfig
 from minitrain.checkpoint import Checkpoint
 from minitrain.config import DataConfig, RunConfig, ScalingConfig
 from minitrain.exceptions import ConfigurationError, TrainingFailedError
 from minitrain.result import Result
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
 
 __all__ = ["BaseTrainer", "DataParallelTrainer", "TrainingFailedError"]
 
@@ -38,6 +48,15 @@ class BaseTrainer:
         TypeError: ``metadata`` is not a dict.
     """
 
+    _given: dict[str, Any]
+    _restored: Home | None = None
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Remember what a trainer is made with, also one of a user's class, for :meth:`restore`."""
+        trainer = super().__new__(cls)
+        trainer._given = _by_name(cls, trainer, args, kwargs)
+        return trainer
+
     def __init__(
         self,
         *,
@@ -51,11 +70,6 @@ class BaseTrainer:
         self.run_config = _checked("run_config", run_config, RunConfig)
         if resume_from_checkpoint is not None:
             _checked("resume_from_checkpoint", resume_from_checkpoint, Checkpoint)
-            if not resume_from_checkpoint.is_local:
-                raise ConfigurationError(
-                    f"resume_from_checkpoint={resume_from_checkpoint!r}: must be on a local disk; "
-                    "copy it with to_directory() first"
-                )
         self.resume_from_checkpoint = resume_from_checkpoint
         self.datasets = _checked_datasets(datasets)
         self.metadata = _checked_metadata(metadata)
@@ -98,7 +112,74 @@ class BaseTrainer:
                 nothing was started.
             KeyboardInterrupt: Ctrl-C was pressed; everything reported is kept.
         """
-        return fit(self._job())
+        job = replace(self._job(), trainer_file=keep(type(self).__name__, self._given))
+        return fit(job, self._restored)
+
+    @classmethod
+    def can_restore(
+        cls, path: str | os.PathLike[str], storage_filesystem: FileSystem | None = None
+    ) -> bool:
+        """Return whether there is a run in a directory that :meth:`restore` can go on with.
+
+        Args:
+            path: A path or a URI.
+            storage_filesystem: What holds it, if the path does not say so.
+        """
+        return resolve(path, storage_filesystem, one_process=True).itself().exists(TRAINER)
+
+    @classmethod
+    def restore(
+        cls,
+        path: str | os.PathLike[str],
+        storage_filesystem: FileSystem | None = None,
+        datasets: Mapping[str, Any] | None = None,
+        scaling_config: ScalingConfig | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Return a trainer that goes on with a run, from its newest checkpoint.
+
+        The run's directory may have been moved. ``fit()`` continues its reports, its checkpoints
+        and its logs where they end; for a run that is over it only returns the result.
+
+        Args:
+            path: The run's directory, a path or a URI.
+            storage_filesystem: What holds it, if the path does not say so.
+            datasets: Must be given again, if there were any.
+            scaling_config: Another number of workers, say.
+            **kwargs: Other arguments of the trainer that are to differ, or that could not be kept.
+
+        Raises:
+            ConfigurationError: (a ValueError) There is no run, or an argument must be given again;
+                the message says which.
+
+        Example:
+            The pattern for a job that is started again until it is done::
+
+                path = "/results/experiment"
+                if TorchTrainer.can_restore(path):
+                    trainer = TorchTrainer.restore(path)
+                else:
+                    run_config = RunConfig(storage_path="/results", name="experiment")
+                    trainer = TorchTrainer(train, run_config=run_config)
+                trainer.fit()
+        """
+        home = find(os.fspath(path), storage_filesystem)
+        given = {"datasets": datasets, "scaling_config": scaling_config, **kwargs}
+        overrides = {name: value for name, value in given.items() if value is not None}
+        trainer_class, arguments = arguments_of(home, overrides)
+        if trainer_class != cls.__name__:
+            logger.warning(
+                "Invalid trainer type: %s is a run of %s, restored as %s",
+                home.storage.root,
+                trainer_class,
+                cls.__name__,
+            )
+        try:
+            trainer = cls(**arguments)
+        except TypeError as error:
+            raise ConfigurationError(f"{cls.__name__}.restore: {error}") from error
+        trainer._restored = home
+        return trainer
 
 
 class DataParallelTrainer(BaseTrainer):
@@ -174,6 +255,29 @@ class DataParallelTrainer(BaseTrainer):
                     "calling minitrain.report(metrics, checkpoint=...)"
                 )
 
+    @classmethod
+    def restore(  # type: ignore[override]  # the order of ray.train
+        cls,
+        path: str | os.PathLike[str],
+        train_loop_per_worker: TrainFunction | None = None,
+        train_loop_config: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Return a trainer that goes on with a run; see :meth:`BaseTrainer.restore`.
+
+        Args:
+            path: The run's directory, a path or a URI.
+            train_loop_per_worker: Another train function.
+            train_loop_config: Another configuration.
+            **kwargs: As for :meth:`BaseTrainer.restore`.
+        """
+        return super().restore(
+            path,
+            train_loop_per_worker=train_loop_per_worker,
+            train_loop_config=train_loop_config,
+            **kwargs,
+        )
+
     def get_dataset_config(self) -> DataConfig:
         """Return which datasets are divided among the workers."""
         return self.dataset_config
@@ -191,6 +295,21 @@ class DataParallelTrainer(BaseTrainer):
             metadata=self.metadata,
             resume_from=self.resume_from_checkpoint,
         )
+
+
+def _by_name(
+    cls: type[Any], trainer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the arguments of a constructor by name."""
+    try:
+        bound = inspect.signature(cls.__init__).bind(trainer, *args, **kwargs)
+    except TypeError:
+        return {}  # the constructor will say what is wrong
+    named: dict[str, Any] = {}
+    for name, value in list(bound.arguments.items())[1:]:
+        kind = bound.signature.parameters[name].kind
+        named.update(value if kind is inspect.Parameter.VAR_KEYWORD else {name: value})
+    return {name: value for name, value in named.items() if value is not None}
 
 
 def _checked(name: str, value: Any, kind: type[Any]) -> Any:

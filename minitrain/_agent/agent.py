@@ -28,13 +28,16 @@ from minitrain._agent.child import Child, fork_worker
 from minitrain._agent.preload import preload
 from minitrain._agent.store import Store
 from minitrain._os.machine import interface_towards, num_cpus
+from minitrain._os.memory import OomCounter
 from minitrain._os.processes import (
     MARK_VARIABLE,
     adopt_orphans,
+    make_private_folder,
     reap_orphans,
     remove_shared_memory,
     remove_traces,
 )
+from minitrain._os.stacks import stacks_of
 from minitrain._storage.rows import node_ip
 from minitrain._wire.channel import Channel, ChannelClosed
 from minitrain._wire.messages import (
@@ -43,14 +46,17 @@ from minitrain._wire.messages import (
     Exit,
     FromWorker,
     Output,
+    PreemptionSensed,
     Preload,
     ServeStore,
+    StacksWritten,
     StartWorkers,
     StopWorkers,
     StoreServed,
     ToWorker,
     WorkerExited,
     WorkerStarted,
+    WriteStacks,
 )
 
 __all__ = ["Agent"]
@@ -89,6 +95,7 @@ class Agent:
         self._channel = channel
         self._mark = os.environ[MARK_VARIABLE]
         self._folder = folder
+        self._driver = driver
         self._selector = selectors.DefaultSelector()
         self._children: dict[int, Child] = {}
         self._store: Store | None = None
@@ -98,8 +105,11 @@ class Agent:
         self._paused = False
         self._waits_to_write = False
         self._num_cpus = num_cpus()
+        self._oom_counter: OomCounter
         self._driver_pidfd: int | None = None
         self._watch(channel.read_fd, self._read_orders)
+        self._sigterm_fd = _eventfd_of(signal.SIGTERM)
+        self._watch(self._sigterm_fd, self._sense_preemption)
         adopt_orphans()
         if driver:
             self._watch_driver(driver)
@@ -118,6 +128,10 @@ class Agent:
 
     def _leave(self) -> None:
         self._leaving = True
+
+    def _sense_preemption(self) -> None:
+        os.eventfd_read(self._sigterm_fd)
+        self._send(PreemptionSensed())
 
     # ------------------------------------------------------------------ the one wait
     def run(self) -> None:
@@ -202,25 +216,31 @@ class Agent:
                 self._serve_store(address)
             case StartWorkers():
                 self._start_workers(order)
-            case ToWorker(rank=rank, order=for_worker):
-                child = self._children.get(rank)
-                if child is not None and child.attempt == order.attempt:
-                    child.order(for_worker)
+            case ToWorker():
+                self._pass_on(order)
             case StopWorkers():
                 self._begin_stop(order)
+            case WriteStacks():
+                self._write_stacks(order)
             case Exit():
                 self._leaving = True
             case _:
                 raise AssertionError(f"unknown order {order!r}")
 
+    def _pass_on(self, order: ToWorker) -> None:
+        child = self._children.get(order.rank)
+        if child is not None and child.attempt == order.attempt:
+            child.order(order.order)
+
     def _serve_store(self, address: str) -> None:
         assert self._store is None, "the attempt before has ended, and its store with it"
-        self._store = Store(address, self._own_descriptors(), self._mark, self._folder)
+        descriptors = self._own_descriptors()
+        self._store = Store(address, descriptors, self._mark, self._folder, self._driver)
         self._send(StoreServed(self._store.port))
 
     def _own_descriptors(self) -> tuple[int, ...]:
         """Return every descriptor of the agent that no other process must hold."""
-        own = [self._selector.fileno()]
+        own = [self._selector.fileno(), self._sigterm_fd]
         own += {self._channel.read_fd, self._channel.write_fd}
         if self._driver_pidfd is not None:
             own.append(self._driver_pidfd)
@@ -231,6 +251,7 @@ class Agent:
     def _start_workers(self, order: StartWorkers) -> None:
         interface = interface_towards(order.store_address)
         self._give_temporary_folder()
+        self._oom_counter = OomCounter()
         for place in order.places:
             child = fork_worker(
                 order,
@@ -250,7 +271,7 @@ class Agent:
 
         A data loader's process that is killed leaves them behind.
         """
-        self._folder.mkdir(mode=0o700, exist_ok=True)
+        make_private_folder(self._folder)
         config = mp.process.current_process()._config  # type: ignore[attr-defined]  # noqa: SLF001
         config["tempdir"] = str(self._folder)
 
@@ -280,6 +301,7 @@ class Agent:
         """Pass on what a worker left behind, end what it started, and say how it ended."""
         noticed_s = time.monotonic()
         exitcode, peak_bytes = child.reap()
+        oom = self._oom_counter.evidence() if exitcode == -signal.SIGKILL else None
         news = child.ring.take()
         if news:
             self._send(FromWorker(child.attempt, child.rank, tuple(news)))
@@ -290,9 +312,18 @@ class Agent:
                 self._selector.unregister(descriptor)
         del self._children[child.rank]
         child.close()
-        self._send(WorkerExited(child.attempt, child.rank, exitcode, peak_bytes, noticed_s))
+        self._send(WorkerExited(child.attempt, child.rank, exitcode, peak_bytes, noticed_s, oom))
         if self._stop is not None and not self._children:
             self._finish_stop()
+
+    def _write_stacks(self, order: WriteStacks) -> None:
+        pids = {child.pid: rank for rank, child in self._children.items()}
+        texts = stacks_of(pids, order.timeout_s, wake=True)
+        stacks = {pids[pid]: text for pid, text in texts.items()}
+        for rank, text in stacks.items():
+            with suppress(OSError):  # a full disk; the driver is told them as well
+                Path(order.log_dir, f"stacks_rank_{rank}.txt").write_text(text, encoding="utf-8")
+        self._send(StacksWritten(order.attempt, stacks))
 
     # ------------------------------------------------------------------ stopping
     def _begin_stop(self, order: StopWorkers) -> None:
@@ -313,6 +344,7 @@ class Agent:
                 return
             for child in self._children.values():
                 child.signal(signum)
+                child.signal(signal.SIGCONT)  # one that was stopped hears SIGTERM only then
 
     def _finish_stop(self) -> None:
         assert self._stop is not None
@@ -335,3 +367,10 @@ class Agent:
         killed = remove_traces(self._mark, self._folder)
         remove_shared_memory([*killed, *reap_orphans(_ORPHANS_S)])
         os._exit(0)  # runs no exit handlers of what was only preloaded
+
+
+def _eventfd_of(signum: signal.Signals) -> int:
+    """Return a descriptor that is readable when a signal has come."""
+    descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    signal.signal(signum, lambda *_: os.eventfd_write(descriptor, 1))
+    return descriptor

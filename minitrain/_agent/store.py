@@ -10,9 +10,11 @@ like ``::ffff:127.0.0.1`` stalls every connection for seconds where that name do
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ from minitrain._os.processes import die_with_parent, remove_traces
 __all__ = ["Store"]
 
 _BACKLOG = 4096
+_END_S = 1.5
+"""How long an agent may take to end after its driver."""
 
 
 class Store:
@@ -37,14 +41,17 @@ class Store:
         close_fds: The agent's descriptors, which the store's process must not hold.
         mark: The agent's mark.
         folder: The agent's temporary folder.
+        driver: The driver's process id if it is on this host, else 0.
     """
 
-    def __init__(self, address: str, close_fds: tuple[int, ...], mark: str, folder: Path) -> None:
+    def __init__(
+        self, address: str, close_fds: tuple[int, ...], mark: str, folder: Path, driver: int
+    ) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
             listener.bind((address, 0))
             listener.listen(_BACKLOG)
             self.port: int = listener.getsockname()[1]
-            last_duty = partial(_survive, os.getpid(), mark, folder)
+            last_duty = partial(_survive, os.getpid(), driver, mark, folder)
             self._process: Any = mp.get_context("fork").Process(
                 target=_serve, args=(listener, close_fds, last_duty), name="store"
             )
@@ -76,14 +83,24 @@ def _serve(
     del store
 
 
-def _survive(agent_pid: int, mark: str, folder: Path) -> None:
-    """Wait for the agent's death, which it may not notice itself, and remove its traces."""
+def _survive(agent_pid: int, driver_pid: int, mark: str, folder: Path) -> None:
+    """Wait for the agent's death, which it may not notice itself, and remove its traces.
+
+    An agent that outlives its driver has been stopped, and is killed.
+    """
 
     def end(*_: object) -> None:
-        remove_traces(mark, folder)
-        os._exit(0)
+        if os.getppid() != agent_pid:  # else it is a signal for everybody, and the agent's business
+            remove_traces(mark, folder)
+            os._exit(0)
 
     signal.signal(signal.SIGTERM, end)
     die_with_parent(agent_pid, signal.SIGTERM)
+    if driver_pid:
+        with suppress(ProcessLookupError):
+            select.select([os.pidfd_open(driver_pid)], [], [])
+        agent_fd = os.pidfd_open(agent_pid)  # while it lives: this process ends when it does not
+        if not select.select([agent_fd], [], [], _END_S)[0]:
+            signal.pidfd_send_signal(agent_fd, signal.SIGKILL)
     while True:
         signal.pause()

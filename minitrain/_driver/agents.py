@@ -112,6 +112,11 @@ class AgentProcess:
             self._process.kill()
             return self._process.wait()
 
+    def kill(self) -> None:
+        """End it, and its workers with it: it does not answer, and would not take an order."""
+        self.lost = True
+        self._process.kill()
+
     def close(self) -> None:
         """Send it away and see to it that nothing of it is left."""
         with suppress(ChannelClosed):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import pickle
+import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from minitrain._wire.messages import Raised
+from minitrain._storage.layout import RunLayout
+from minitrain._wire.messages import Raised, WorkerExited
 from minitrain.exceptions import (
+    OomEvidence,
     RemoteError,
     RendezvousTimeoutError,
     ReportMismatchError,
@@ -16,11 +21,109 @@ from minitrain.exceptions import (
     WorkerGroupError,
 )
 
-__all__ = ["advice", "end_of_log", "exception_of", "group_error", "in_order"]
+__all__ = [
+    "SETTLE_S",
+    "Failures",
+    "Worker",
+    "advice",
+    "end_of_log",
+    "exception_of",
+    "group_error",
+    "in_order",
+]
 
+SETTLE_S = 0.1
+"""How long ranks have, after the first failure, to fail in the same way and be named with it."""
 _SIGKILL = -9
 _TAIL_LINES = 40
 _TAIL_BYTES = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """One worker of an attempt."""
+
+    attempt: int
+    rank: int
+    hostname: str
+    pid: int
+
+
+class Failures:
+    """What has gone wrong in an attempt, by rank.
+
+    Args:
+        layout: Where the workers' logs are.
+
+    Attributes:
+        settled_at_s: When ranks have had the time to fail in the same way and be named with the
+            first, on the monotonic clock; infinity as long as nothing has gone wrong.
+    """
+
+    def __init__(self, layout: RunLayout) -> None:
+        self._layout = layout
+        self._by_rank: dict[int, WorkerFailure] = {}
+        self.settled_at_s = math.inf
+
+    def __bool__(self) -> bool:
+        return bool(self._by_rank)
+
+    @property
+    def ranks(self) -> set[int]:
+        """Those that have failed."""
+        return set(self._by_rank)
+
+    def clear(self) -> None:
+        """Turn to another attempt."""
+        self._by_rank.clear()
+        self.settled_at_s = math.inf
+
+    def settle_now(self) -> None:
+        """Wait for no other rank to fail."""
+        self.settled_at_s = time.monotonic()
+
+    def add(
+        self,
+        worker: Worker,
+        cause: BaseException,
+        news: Raised | WorkerExited | None = None,
+        *,
+        traceback: str = "",
+    ) -> None:
+        """Note the failure of a rank; the first one counts.
+
+        Args:
+            worker: Which.
+            cause: What happened to it.
+            news: How the driver was told, if it was.
+            traceback: Its stack; by default that of the exception, or the end of its log.
+        """
+        if worker.rank in self._by_rank:
+            return  # it has said why; now it ends
+        log_path = self._layout.log(worker.attempt, worker.rank)
+        if isinstance(news, Raised):
+            traceback = news.traceback
+        elif not traceback:
+            traceback = end_of_log(log_path)
+        self._by_rank[worker.rank] = WorkerFailure(
+            rank=worker.rank,
+            hostname=worker.hostname,
+            pid=worker.pid,
+            cause=cause,
+            traceback=traceback,
+            log_path=str(log_path),
+            time_s=news.time_s if news is not None else time.monotonic(),
+        )
+        self.settled_at_s = min(self.settled_at_s, time.monotonic() + SETTLE_S)
+
+    def error(self, *, spent: int, limit: int) -> WorkerGroupError:
+        """Return them all as one error.
+
+        Args:
+            spent: How many failures the run has had before.
+            limit: The run's ``max_failures``.
+        """
+        return group_error(list(self._by_rank.values()), attempt=spent, limit=limit)
 
 
 def exception_of(raised: Raised) -> BaseException:
@@ -87,9 +190,7 @@ def advice(cause: BaseException, *, attempt: int, limit: int) -> str:
     """
     parts = []
     if isinstance(cause, WorkerDiedError) and cause.exitcode == _SIGKILL:
-        parts.append(
-            "If memory ran out, use fewer workers, smaller batches or fewer data loader processes."
-        )
+        parts.append(_advice_on_memory(cause.oom))
     elif isinstance(cause, ReportMismatchError | RendezvousTimeoutError):
         return ""  # these say themselves what to do
     elif not isinstance(cause, WorkerDiedError):
@@ -99,3 +200,10 @@ def advice(cause: BaseException, *, attempt: int, limit: int) -> str:
     elif attempt:
         parts.append(f"This was attempt {attempt + 1} (max_failures={limit}).")
     return " ".join(parts)
+
+
+def _advice_on_memory(oom: OomEvidence | None) -> str:
+    if oom is not None and not oom.kills:
+        return "Somebody sent the signal: a job scheduler, a memory watchdog or a user."
+    less = "use fewer workers, smaller batches or fewer data loader processes."
+    return f"If memory ran out, {less}" if oom is None else f"Memory ran out: {less}"

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from minitrain import _env
-from minitrain._storage.files import write_bytes
-from minitrain._storage.layout import RunLayout
-from minitrain._storage.record import RunRecord
+from minitrain._driver.home import Home
+from minitrain._storage.record import RunRecord, this_process
 from minitrain._storage.rows import as_plain_data
 from minitrain._wire.messages import RunFacts
 from minitrain.backend import BackendConfig
 from minitrain.checkpoint import Checkpoint
-from minitrain.config import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from minitrain.exceptions import ConfigurationError
+from minitrain.config import (
+    CheckpointConfig,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    SyncConfig,
+)
 
-__all__ = ["Job", "make_run_directory"]
+__all__ = ["Job"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Job:
         datasets: The trainer's datasets.
         metadata: For every checkpoint.
         resume_from: The checkpoint to start from.
+        trainer_file: What ``restore`` needs, pickled.
         run_id: Unique.
     """
 
@@ -52,6 +55,7 @@ class Job:
     datasets: Mapping[str, Any]
     metadata: Mapping[str, Any]
     resume_from: Checkpoint | None
+    trainer_file: bytes = b""
     run_id: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
 
     @property
@@ -66,12 +70,20 @@ class Job:
         assert self.run_config.failure_config is not None
         return self.run_config.failure_config
 
-    def facts(self, layout: RunLayout) -> RunFacts:
+    @property
+    def sync(self) -> SyncConfig:
+        """How what is written on this host reaches the storage."""
+        assert self.run_config.sync_config is not None
+        return self.run_config.sync_config
+
+    def facts(self, home: Home) -> RunFacts:
         """Return what workers may know."""
         return RunFacts(
-            name=layout.root.name,
+            name=home.name,
             run_id=self.run_id,
-            path=str(layout.root),
+            path=home.storage.root,
+            home=str(home.layout.root),
+            storage=home.storage,
             trial_name=f"{self.trainer}_{self.run_id}",
             metadata=dict(self.metadata),
             resources=self.resources,
@@ -89,11 +101,22 @@ class Job:
         shown = {name: amount for name, amount in amounts.items() if amount}
         return {**shown, **scaling.additional_resources_per_worker}
 
-    def new_record(self, layout: RunLayout) -> RunRecord:
+    def take_up(self, record: RunRecord) -> None:
+        """Bring the record of a run that goes on up to date."""
+        record.status, record.ended = "running", None
+        record.driver = this_process()
+        record.minitrain_version = version("minitrain")
+        record.scaling = as_plain_data(asdict(self.scaling))
+        record.config = as_plain_data(self.config)
+        record.num_to_keep = self.checkpoints.num_to_keep
+        record.score_attribute = self.checkpoints.checkpoint_score_attribute
+        record.score_order = self.checkpoints.checkpoint_score_order
+
+    def new_record(self, name: str) -> RunRecord:
         """Return the record of a run that begins now."""
         checkpoints = self.checkpoints
         return RunRecord(
-            name=layout.root.name,
+            name=name,
             run_id=self.run_id,
             trainer=self.trainer,
             minitrain_version=version("minitrain"),
@@ -103,36 +126,3 @@ class Job:
             score_attribute=checkpoints.checkpoint_score_attribute,
             score_order=checkpoints.checkpoint_score_order,
         )
-
-
-def make_run_directory(job: Job) -> RunLayout:
-    """Make the run's directory; a name that is taken gets a number, nothing is overwritten.
-
-    Raises:
-        ConfigurationError: The storage path cannot be written to.
-    """
-    given = job.run_config.storage_path or _env.text("MINITRAIN_STORAGE")
-    storage = Path(str(given).removeprefix("file://")).expanduser().absolute()
-    name = job.run_config.name or f"{job.trainer}_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
-    try:
-        storage.mkdir(parents=True, exist_ok=True)
-        layout = RunLayout(_make_new(storage, name))
-        layout.artifacts.mkdir()
-        write_bytes(layout.rows, b"")
-    except OSError as error:
-        raise ConfigurationError(
-            f"RunConfig(storage_path={str(given)!r}): cannot be written to: {error}"
-        ) from error
-    return layout
-
-
-def _make_new(storage: Path, name: str) -> Path:
-    number = 0
-    while True:
-        path = storage / (f"{name}_{number}" if number else name)
-        try:
-            path.mkdir()
-        except FileExistsError:
-            number += 1
-        else:
-            return path

@@ -7,11 +7,13 @@ directory stays as it is.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -19,15 +21,17 @@ from typing import Any, TextIO
 from minitrain import session as public_session
 from minitrain._driver.controller import shut_down
 from minitrain._driver.failures import group_error
+from minitrain._driver.home import Home
 from minitrain._driver.job import Job
+from minitrain._driver.preemption import Preemption
+from minitrain._driver.starting import start_order
 from minitrain._driver.traffic import Traffic
 from minitrain._session import StopTraining, TrainSession
-from minitrain._storage.layout import RunLayout
 from minitrain._storage.record import Attempt, RunRecord, now
 from minitrain._wire.failure import user_traceback
-from minitrain._wire.messages import RunFacts, Train, WorkerNews, WorkerOrder
+from minitrain._wire.messages import RunFacts, WorkerNews, WorkerOrder
 from minitrain.context import TrainContext
-from minitrain.exceptions import ControllerError, WorkerFailure
+from minitrain.exceptions import ControllerError, PreemptionError, WorkerFailure
 
 __all__ = ["Outcome", "train_here"]
 
@@ -41,35 +45,83 @@ class Outcome:
     stopped: bool
 
 
-def train_here(job: Job, layout: RunLayout, record: RunRecord) -> Outcome:
+def train_here(job: Job, home: Home, record: RunRecord) -> Outcome:
     """Run the train function in this process."""
-    layout.logs(0).mkdir(parents=True)
+    log = home.layout.log(len(record.attempts), 0)
+    log.parent.mkdir(parents=True)
     record.attempts.append(Attempt(world_size=0))
-    record.save(layout)
-    facts = job.facts(layout)
-    context = _context(facts, job)
-    error: BaseException | None = None
-    value: Any = None
-    with closing(Traffic(job, layout, record)) as traffic:
+    record.save(home.layout)
+    with closing(Traffic(job, home, record, waits=False)) as traffic:
         inbox = _DirectInbox(traffic)
         traffic.begin(inbox)
-        start = Train(job.resume_from.path if job.resume_from else None, 0, 0.0)
-        session = TrainSession(inbox, context, facts, start, job.datasets)
-        try:
-            with _installed(context, session), _logged(layout.log(0, 0)):
-                value = _call(job)
-        except StopTraining:
-            pass
-        except (KeyboardInterrupt, ControllerError) as own:
-            error = own
-        except Exception as cause:  # noqa: BLE001 - the user's, as a worker's would be
-            error = _failure(cause, layout)
-            traffic.tell_callbacks_of(error)
-        finally:
-            session.close()
-    record.attempts[-1].outcome = "returned" if error is None else str(error).split("\n", 1)[0]
-    record.attempts[-1].ended = now()
+        facts = job.facts(home)
+        context = _context(facts, job)
+        session = TrainSession(
+            inbox, context, facts, start_order(job, home, traffic.checkpoints), job.datasets
+        )
+        preemption = Preemption(job.failures.preemption_grace_s)
+        error: BaseException | None = None
+        value: Any = None
+        with (
+            _installed(context, session),
+            _logged(log),
+            _heeding_sigterm(preemption, traffic, home),
+        ):
+            try:
+                value = _train(job, session)
+            except (KeyboardInterrupt, ControllerError, PreemptionError) as own:
+                error = own
+            except Exception as cause:  # noqa: BLE001 - the user's, as a worker's would be
+                error = _failure(cause, log)
+                traffic.tell_callbacks_of(error)
+            finally:
+                session.close()
+        if error is None and traffic.preemption_was_seen:
+            error = preemption.error(home, timed_out=False)
+        traffic.end_attempt()
+    _note_end(record.attempts[-1], error)
     return Outcome(error, value, traffic.stopped)
+
+
+def _note_end(attempt: Attempt, error: BaseException | None) -> None:
+    attempt.outcome = "returned" if error is None else str(error).split("\n", 1)[0]
+    attempt.ended = now()
+
+
+def _train(job: Job, session: TrainSession) -> Any:
+    value: Any = None
+    with suppress(StopTraining):
+        value = _call(job)
+    session.settle()
+    return value
+
+
+@contextmanager
+def _heeding_sigterm(preemption: Preemption, traffic: Traffic, home: Home) -> Generator[None]:
+    """Tell the train function of SIGTERM; when the time is up, or at a second one, end it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread can have signals
+        return
+    timer: threading.Timer | None = None
+
+    def note(*_: object) -> None:
+        nonlocal timer
+        if preemption.info is not None:
+            raise preemption.error(home, timed_out=True)
+        preemption.notice(socket.gethostname(), 1, of_driver=True)
+        traffic.preemption = preemption.info
+        timer = threading.Timer(preemption.grace_s, os.kill, (os.getpid(), signal.SIGTERM))
+        timer.daemon = True
+        timer.start()
+
+    before = signal.signal(signal.SIGTERM, note)
+    try:
+        yield
+    finally:
+        if timer is not None:
+            timer.cancel()
+            timer.join()
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -111,51 +163,63 @@ def _context(facts: RunFacts, job: Job) -> TrainContext:
         _gpus=(0,) if job.scaling.use_gpu else (),
         _metadata=facts.metadata,
         _resources=facts.resources,
+        _filesystem=facts.remote_filesystem,
     )
 
 
-def _failure(cause: Exception, layout: RunLayout) -> BaseException:
+def _failure(cause: Exception, log: Path) -> BaseException:
     failure = WorkerFailure(
         rank=0,
         hostname=socket.gethostname(),
         pid=os.getpid(),
         cause=cause,
         traceback=user_traceback(cause),
-        log_path=str(layout.log(0, 0)),
+        log_path=str(log),
     )
     return group_error([failure], attempt=0, limit=0, here=True)
 
 
 class _DirectInbox:
-    """The way to :class:`Traffic` when it is in the same process: a call."""
+    """The way to :class:`Traffic` when it is in the same process: a call.
+
+    Checkpoints may be written by a thread, which speaks to the traffic as well.
+    """
 
     world_size = 1
 
     def __init__(self, traffic: Traffic) -> None:
         self._traffic = traffic
+        self._turn = threading.RLock()
+        self._arrived = threading.Condition()
         self._orders: deque[WorkerOrder] = deque()
 
     def order(self, rank: int, order: WorkerOrder) -> None:
         assert rank == 0
-        self._orders.append(order)
+        self.order_all(order)
 
     def order_all(self, order: WorkerOrder) -> None:
-        self._orders.append(order)
+        with self._arrived:
+            self._orders.append(order)
+            self._arrived.notify()
 
     def send(self, news: WorkerNews) -> None:
-        self._traffic.serve(0, news)
+        with self._turn:
+            self._traffic.serve(0, news)
 
     def poll(self) -> list[WorkerOrder]:
-        arrived = list(self._orders)
-        self._orders.clear()
+        with self._arrived:
+            arrived = list(self._orders)
+            self._orders.clear()
         return arrived
 
     def put_back(self, orders: Sequence[WorkerOrder]) -> None:
-        self._orders.extendleft(reversed(orders))
+        with self._arrived:
+            self._orders.extendleft(reversed(orders))
 
     def wait(self, timeout_s: float | None) -> WorkerOrder | None:
-        del timeout_s  # whatever there is to answer has been answered in send()
-        return self._orders.popleft() if self._orders else None
+        with self._arrived:
+            self._arrived.wait_for(lambda: bool(self._orders), timeout_s)
+            return self._orders.popleft() if self._orders else None
 
 
 class _OneWorker:

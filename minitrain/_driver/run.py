@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cloudpickle
 
 from minitrain import _env
 from minitrain._driver.controller import Controller
-from minitrain._driver.job import Job, make_run_directory
+from minitrain._driver.home import Home, bring_here, is_left_here, make, newest_record
+from minitrain._driver.job import Job
 from minitrain._driver.local import train_here
+from minitrain._driver.mend import mend
+from minitrain._driver.mirror import Mirror, bring_all_home
 from minitrain._driver.payload import by_value, dump
 from minitrain._driver.placement import workers_that_fit
 from minitrain._driver.state import Failed, Finished, Interrupted
 from minitrain._logging import logger, show_on_console
 from minitrain._os.gpus import list_gpus
 from minitrain._storage.files import write_bytes
-from minitrain._storage.layout import RunLayout
+from minitrain._storage.layout import RECORD, RunLayout
 from minitrain._storage.record import RunRecord, Status, now
+from minitrain._storage.retry import retry_again
 from minitrain._wire.messages import Payload
+from minitrain.config import SyncConfig
+from minitrain.exceptions import ConfigurationError, ControllerError, PreemptionError
 from minitrain.result import Result
 
 __all__ = ["fit"]
@@ -36,8 +43,12 @@ class _Ending:
     return_value: Any = None
 
 
-def fit(job: Job) -> Result:
-    """Do a job.
+def fit(job: Job, restored: Home | None = None) -> Result:
+    """Do a job, or go on with it.
+
+    Args:
+        job: What to do.
+        restored: Where the run is that goes on; None for a new one.
 
     Raises:
         ConfigurationError: It cannot be done on this machine, or not be sent to workers; nothing
@@ -47,23 +58,84 @@ def fit(job: Job) -> Result:
     """
     _env.check()
     _set_up_console(job)
+    if restored is not None and (over := _result_if_over(restored, job.sync)) is not None:
+        return over
     gpus = list_gpus() if job.scaling.use_gpu else []
     num_workers = workers_that_fit(job.scaling, gpus)
     train = _dump(job) if num_workers else b""
-    layout = make_run_directory(job)
-    record = job.new_record(layout)
-    record.save(layout)
-    logger.info("%s: %s, results in %s", layout.root.name, _workers(num_workers), layout.root)
-    if num_workers == 0:
-        ending = _train_here(job, layout, record)
+    if restored is None:
+        home = _begin(job, in_this_process=num_workers == 0)
+        record = RunRecord.load(home.layout)
     else:
-        payload = pickle.dumps(Payload(train, job.facts(layout)))
-        ending = _control(Controller(job, layout, record, gpus, num_workers, payload))
-    _write_ending(layout, record, ending)
+        home = restored
+        record = _take_up(job, home)
+        job = replace(job, run_id=record.run_id)
+    logger.info("%s: %s, results in %s", home.name, _workers(num_workers), home.storage.root)
+    try:
+        if num_workers == 0:
+            ending = _train_here(job, home, record)
+        else:
+            payload = pickle.dumps(Payload(train, job.facts(home)))
+            ending = _control(Controller(job, home, record, gpus, num_workers, payload))
+        _write_ending(home, job.sync, record, ending)
+    finally:
+        retry_again()
     if ending.error is not None:
-        logger.info("%s: %s; everything it left is in %s", record.name, ending.status, layout.root)
+        where = home.storage.root
+        logger.info("%s: %s; everything it left is in %s", record.name, ending.status, where)
         raise ending.error
-    return Result._of(layout, return_value=ending.return_value)  # noqa: SLF001 - its own package
+    return _result(home, ending)
+
+
+def _result(home: Home, ending: _Ending) -> Result:
+    try:
+        return Result._of(home.storage, return_value=ending.return_value)  # noqa: SLF001 - its own package
+    except OSError as error:
+        raise ControllerError(
+            f"{home.storage.root}: the training is {ending.status}, but its storage does not "
+            f"answer: {error}. When it does, restore() and fit() bring there what is in "
+            f"{home.layout.root}"
+        ) from error
+
+
+def _result_if_over(home: Home, sync: SyncConfig) -> Result | None:
+    """Return the result of a run that has nothing left to train."""
+    record = newest_record(home)
+    if record.driver_is_alive and record.driver["pid"] != os.getpid():
+        raise ConfigurationError(
+            f"{home.storage.root}: this run is being trained by process {record.driver['pid']}"
+        )
+    if not record.is_over:
+        return None
+    logger.info("%s: is over already; nothing is trained", home.name)
+    if is_left_here(home, record):  # its storage did not take it then
+        bring_all_home(home, sync)
+    return Result._of(home.storage)  # noqa: SLF001 - its own package
+
+
+def _take_up(job: Job, home: Home) -> RunRecord:
+    """Make a run this driver's, in an order in which nothing is lost if it ends in between."""
+    record = newest_record(home)
+    try:
+        bring_here(home, record)
+        job.take_up(record)
+        Mirror(home, job.sync).sync()  # what an earlier driver left here, while it is known as its
+        home.storage.write(RECORD, record.dump())
+        record.save(home.layout)
+        mend(home)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{home.storage.root}: the run cannot be gone on with: {error}"
+        ) from error
+    return record
+
+
+def _begin(job: Job, *, in_this_process: bool) -> Home:
+    def fill(name: str, layout: RunLayout) -> None:
+        write_bytes(layout.trainer, job.trainer_file)
+        job.new_record(name).save(layout)
+
+    return make(job.run_config, job.trainer, fill, one_process=in_this_process)
 
 
 def _set_up_console(job: Job) -> None:
@@ -100,30 +172,49 @@ def _control(controller: Controller) -> _Ending:
         case Finished():
             status: Status = "stopped" if controller.stopped else "finished"
             return _Ending(status, return_value=controller.return_value)
+        case Failed(error=PreemptionError() as error):
+            return _Ending("preempted", error)
         case Failed(error=error):
             return _Ending("failed", error)
         case Interrupted():
             return _Ending("interrupted", KeyboardInterrupt())
 
 
-def _train_here(job: Job, layout: RunLayout, record: RunRecord) -> _Ending:
-    outcome = train_here(job, layout, record)
+def _train_here(job: Job, home: Home, record: RunRecord) -> _Ending:
+    outcome = train_here(job, home, record)
     if isinstance(outcome.error, KeyboardInterrupt):
         return _Ending("interrupted", outcome.error)
+    if isinstance(outcome.error, PreemptionError):
+        return _Ending("preempted", outcome.error)
     if outcome.error is not None:
         return _Ending("failed", outcome.error)
     status: Status = "stopped" if outcome.stopped else "finished"
     return _Ending(status, return_value=outcome.return_value)
 
 
-def _write_ending(layout: RunLayout, record: RunRecord, ending: _Ending) -> None:
+def _write_ending(home: Home, sync: SyncConfig, record: RunRecord, ending: _Ending) -> None:
+    layout = home.layout
     record.status = ending.status
     record.ended = now()
-    if ending.error is not None:
-        text = "".join(traceback.format_exception_only(ending.error))
-        write_bytes(layout.error_text, text.encode())
+    if ending.error is None:
+        layout.error_text.unlink(missing_ok=True)  # of an attempt before a restore
+        layout.error_pickle.unlink(missing_ok=True)
+        record.save(layout)
+    else:
         try:
-            write_bytes(layout.error_pickle, cloudpickle.dumps(ending.error))
-        except Exception:  # noqa: BLE001 - a stranger's exception; its text is there
-            logger.debug("the error could not be pickled", exc_info=True)
-    record.save(layout)
+            _write_error(layout, ending.error)
+            record.save(layout)
+        except OSError as error:  # a full disk, say: the run's own error is the one to raise
+            logger.warning("%s: how the run ended is not written down: %s", layout.root, error)
+    bring_all_home(home, sync)
+
+
+def _write_error(layout: RunLayout, error: BaseException) -> None:
+    text = "".join(traceback.format_exception_only(error))
+    write_bytes(layout.error_text, text.encode())
+    try:
+        pickled = cloudpickle.dumps(error)
+    except Exception:  # noqa: BLE001 - a stranger's exception; its text is there
+        logger.debug("the error could not be pickled", exc_info=True)
+    else:
+        write_bytes(layout.error_pickle, pickled)

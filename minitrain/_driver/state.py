@@ -11,6 +11,8 @@ outside world into events and carries out the actions.
         +------failed------+---------------------+  +--gone--> Starting (attempt + 1)
         |                  |                     |  +--gone--> Failed
         +---interrupted----+---------------------+  +--gone--> Interrupted
+                           |                     |
+                           +------resized--------+
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TypeAlias, assert_never
 
-from minitrain._driver.policies import FailurePolicy, Retry
+from minitrain._driver.policies import NOTHING, Budget, Retry, Spent
 from minitrain.exceptions import TrainingFailedError
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "Finished",
     "InterruptRequested",
     "Interrupted",
+    "ResizePossible",
     "Running",
     "StartWorkers",
     "Starting",
@@ -48,6 +51,7 @@ class Starting:
 
     attempt: int
     num_workers: int
+    spent: Spent = NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,8 @@ class Running:
     """The train function is executing on every worker."""
 
     attempt: int
+    num_workers: int
+    spent: Spent = NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +107,27 @@ class WorkersReturned:
 
 @dataclass(frozen=True, slots=True)
 class AttemptFailed:
-    """A worker died, raised or could not be started; or the driver's own side failed."""
+    """A worker died, raised or could not be started; or the driver's own side failed.
+
+    Attributes:
+        attempt: Which attempt.
+        error: How.
+        fits: How many workers there is room for now.
+        final: Whether there is no next attempt whatever the budget: the driver has to go.
+    """
 
     attempt: int
     error: TrainingFailedError
+    fits: int
+    final: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ResizePossible:
+    """There is room for more workers, and a checkpoint to start them from."""
+
+    attempt: int
+    num_workers: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +144,14 @@ class WorkersGone:
     attempt: int
 
 
-Event: TypeAlias = WorkersReady | WorkersReturned | AttemptFailed | InterruptRequested | WorkersGone
+Event: TypeAlias = (
+    WorkersReady
+    | WorkersReturned
+    | AttemptFailed
+    | ResizePossible
+    | InterruptRequested
+    | WorkersGone
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,17 +178,19 @@ class StopWorkers:
 Action: TypeAlias = StartWorkers | StopWorkers
 
 
-def step(state: State, event: Event, policy: FailurePolicy) -> tuple[State, Action | None]:
+def step(state: State, event: Event, budget: Budget) -> tuple[State, Action | None]:
     """Return the next state, and the action that leads there if one is needed."""
     if isinstance(state, Finished | Failed | Interrupted) or event.attempt != state.attempt:
         return state, None  # late news from an attempt that is over
     match state, event:
         case Starting(), WorkersReady():
-            return Running(state.attempt), None
+            return Running(state.attempt, state.num_workers, state.spent), None
         case Running(), WorkersReturned():
             return _stopping(state.attempt, Finished(), done=True)
-        case ((Starting() | Running()), AttemptFailed(error=error)):
-            return _stopping(state.attempt, _after_failure(state.attempt, error, policy))
+        case Running(), ResizePossible(num_workers=num_workers):
+            return _stopping(state.attempt, Starting(state.attempt + 1, num_workers, state.spent))
+        case ((Starting() | Running()), AttemptFailed()):
+            return _stopping(state.attempt, _after_failure(state, event, budget))
         case ((Starting() | Running()), InterruptRequested()):
             return _stopping(state.attempt, Interrupted())
         case Stopping(), _:
@@ -171,6 +203,8 @@ def _while_stopping(state: Stopping, event: Event) -> tuple[State, Action | None
     match event, state.then:
         case InterruptRequested(), _:
             return replace(state, then=Interrupted()), None
+        case AttemptFailed(error=error, final=True), Starting():
+            return replace(state, then=Failed(error)), None
         case WorkersGone(), Starting(attempt=attempt, num_workers=num_workers):
             return state.then, StartWorkers(attempt, num_workers)
         case WorkersGone(), _:
@@ -186,13 +220,15 @@ def _stopping(
 
 
 def _after_failure(
-    attempt: int, error: TrainingFailedError, policy: FailurePolicy
+    state: Starting | Running, event: AttemptFailed, budget: Budget
 ) -> Starting | Failed:
-    decision = policy.decide(attempt, error)
+    if event.final:
+        return Failed(event.error)
+    decision = budget.decide(state.spent, state.num_workers, event.error, event.fits)
     match decision:
-        case Retry(num_workers=num_workers):
-            return Starting(attempt + 1, num_workers)
+        case Retry(num_workers=num_workers, spent=spent):
+            return Starting(state.attempt + 1, num_workers, spent)
         case "raise":
-            return Failed(error)
+            return Failed(event.error)
         case _:
             assert_never(decision)

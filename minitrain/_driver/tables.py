@@ -9,7 +9,7 @@ import csv
 import importlib.util
 import io
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +18,7 @@ from minitrain._storage.files import write_bytes
 from minitrain._storage.layout import RunLayout
 from minitrain._storage.rows import RowFile, count_rows, flatten, read_rows, repair
 
-__all__ = ["Tables"]
+__all__ = ["Tables", "rewrite"]
 
 
 class Tables:
@@ -27,16 +27,17 @@ class Tables:
     Args:
         layout: The run's directory.
         config: The configuration, part of every row.
+        num_rows: How many they have from the run's earlier life, if it had one.
     """
 
-    def __init__(self, layout: RunLayout, config: Any) -> None:
+    def __init__(self, layout: RunLayout, config: Any, num_rows: int = 0) -> None:
         self._csv = _CsvTable(layout.table)
         self._root = layout.root
         self._plain_config = config
         self._config = flatten({"config": config}) if config else {}
         self._events: _Events | None = None
         self._events_wanted = True
-        self._count = 0
+        self._count = num_rows
         self._last: Mapping[str, Any] = {}
 
     def agree_with(self, path: Path) -> None:
@@ -78,6 +79,21 @@ class Tables:
             self._events.close()
 
 
+def rewrite(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Replace ``progress.csv`` by the rows of ``result.json``."""
+    flat = [flatten(row) for row in rows]
+    _write(path, list(dict.fromkeys(name for row in flat for name in row)), flat)
+
+
+def _write(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    if columns:
+        writer.writeheader()
+    writer.writerows(rows)
+    write_bytes(path, text.getvalue().encode())
+
+
 def _numbers(flat: Mapping[str, Any]) -> dict[str, float]:
     return {
         name: float(value)
@@ -109,11 +125,7 @@ class _CsvTable:
         with self._path.open(newline="") as file:
             rows = list(csv.DictReader(file))
         self._columns += names
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, self._columns)
-        writer.writeheader()
-        writer.writerows(rows)
-        write_bytes(self._path, text.getvalue().encode())
+        _write(self._path, self._columns, rows)
         self._file = self._path.open("a", newline="")
 
     def close(self) -> None:

@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 import time
+from collections import deque
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol
 
 from minitrain import _env
 from minitrain._driver.checkpoints import CheckpointKeeper
+from minitrain._driver.clerk import Clerk, Outcome
 from minitrain._driver.gatherings import Gatherings, Incomplete
+from minitrain._driver.home import Home
 from minitrain._driver.job import Job
+from minitrain._driver.mirror import Mirror
 from minitrain._driver.tables import Tables
 from minitrain._logging import logger
-from minitrain._storage.layout import RunLayout
-from minitrain._storage.ranking import lookup
+from minitrain._storage.layout import RECORD
+from minitrain._storage.ranking import Registered, lookup
 from minitrain._storage.record import RunRecord
+from minitrain._storage.rows import read_rows
 from minitrain._wire.messages import (
     Answer,
     CheckpointCommitted,
+    CheckpointLost,
+    CheckpointsAsked,
     CollectiveEntered,
     NameAsked,
     Reported,
+    Uploaded,
     WorkerNews,
     WorkerOrder,
 )
 from minitrain.callbacks import RunContext, UserCallback
 from minitrain.checkpoint import Checkpoint
+from minitrain.context import PreemptionInfo
 from minitrain.exceptions import (
     CheckpointError,
     CollectiveTimeoutError,
@@ -52,49 +63,127 @@ class Served(Protocol):
         """Send every worker an order."""
 
 
+@dataclass(slots=True)
+class _Filed:
+    """A report that every rank has made, until its checkpoint is committed or given up.
+
+    Attributes:
+        reports: By rank.
+        row: Its row in the tables.
+        name: Its checkpoint's.
+        goes_on: Whether training does.
+        is_at_work: Whether the checkpoint is being committed.
+        is_over: Whether it has been, or could not be.
+        problem: Why it could not be.
+    """
+
+    reports: list[Reported]
+    row: dict[str, Any]
+    name: str | None = None
+    goes_on: bool = True
+    is_at_work: bool = False
+    is_over: bool = False
+    problem: Exception | None = None
+    pending: set[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pending = {rank for rank, report in enumerate(self.reports) if report.pending}
+        self.problem = next((one.problem for one in self.reports if one.problem), None)
+
+    @property
+    def index(self) -> int:
+        """How many reports every rank had made before it in the attempt."""
+        return self.reports[0].index
+
+    def take(self, rank: int, news: Uploaded) -> None:
+        """Add the files of a rank."""
+        self.reports[rank] = replace(self.reports[rank], files=news.files)
+        self.problem = self.problem or news.problem
+        self.pending.discard(rank)
+
+
 class Traffic:
     """Serves the workers of a run, attempt after attempt.
 
     Args:
         job: What the run does.
-        layout: Where.
+        home: Its directories.
         record: Its record.
+        waits: Whether slow work with the storage is done in a thread of its own.
     """
 
-    def __init__(self, job: Job, layout: RunLayout, record: RunRecord) -> None:
+    def __init__(self, job: Job, home: Home, record: RunRecord, *, waits: bool) -> None:
         self._job = job
-        self._layout = layout
+        self._record = record
+        self._layout = home.layout
+        self._storage = home.storage
         self._callbacks: Sequence[UserCallback] = job.run_config.callbacks or ()
-        self._context = RunContext(layout.root.name, str(layout.root), job.run_config)
+        self._context = RunContext(record.name, home.storage.root, job.run_config)
         self._timeout_s = _env.seconds("MINITRAIN_COLLECTIVE_TIMEOUT_S")
         self._warn_s = _env.seconds("MINITRAIN_COLLECTIVE_WARN_S")
-        self._tables = Tables(layout, job.facts(layout).config)
-        self.checkpoints = CheckpointKeeper(layout, record, job.metadata)
+        rows = read_rows(home.layout.rows)
+        self._tables = Tables(home.layout, job.facts(home).config, len(rows))
+        self.clerk = Clerk(waits=waits and not home.storage.is_local)
+        self.mirror = Mirror(home, job.sync)
+        self.checkpoints = CheckpointKeeper(home.storage, record, job.metadata, self.clerk, rows)
         self.stopped = False
+        self.preemption: PreemptionInfo | None = None
+        self.preemption_was_seen = False
         self._group: Served
         self._reports: Gatherings[Reported]
         self._collectives: Gatherings[CollectiveEntered]
+        self._filed: deque[_Filed] = deque()  # reports of all ranks, until they are settled
+        self._early: dict[int, dict[int, Uploaded]] = {}
+        self._asking: list[tuple[int, CheckpointsAsked]] = []
+        self._num_settled = 0
+        self._advancing = False
+        self._writing: set[int] = set()
         self._warned_until_s = 0.0
         self._lines: dict[int, bytes] = {}
 
-    def begin(self, group: Served) -> None:
-        """Turn to the workers of another attempt."""
+    def begin(self, group: Served, preemption: PreemptionInfo | None = None) -> None:
+        """Turn to the workers of another attempt.
+
+        Args:
+            group: The workers.
+            preemption: What is known of a preemption.
+        """
         self._group = group
+        self.preemption, self.preemption_was_seen = preemption, False
         self._reports = Gatherings(group.world_size)
         self._collectives = Gatherings(group.world_size)
+        self._filed.clear()
+        self._early.clear()
+        self._asking.clear()
+        self._writing.clear()
+        self._num_settled = 0
         self.checkpoints.begin_attempt()
 
     def end_attempt(self) -> None:
         """Bring in order what workers that were ended may have left undone."""
         self.flush_output()
+        self._finish_storage_work()
         try:
             self._tables.agree_with(self._layout.rows)
         except OSError as error:  # a full disk, which the run's own error tells more of
             logger.warning("result.json and progress.csv may differ: %s", error)
 
+    def _finish_storage_work(self) -> None:
+        timeout_s = self._job.sync.sync_timeout
+        if not self.clerk.finish(timeout_s):
+            logger.warning(
+                "%s did not take what it was given within %g s (sync_timeout)",
+                self._storage.root,
+                timeout_s,
+            )
+
     def close(self) -> None:
         """Close the tables."""
-        self._tables.close()
+        try:
+            self._tables.close()
+        except OSError as error:  # a full disk; a restore completes it
+            logger.warning("%s is not complete: %s", self._layout.table, error)
+        self.clerk.close()
 
     # ------------------------------------------------------------------ reports and questions
     def serve(self, rank: int, news: WorkerNews) -> None:
@@ -105,15 +194,17 @@ class Traffic:
         """
         match news:
             case Reported():
+                self._writing.discard(rank)
                 reports = self._reports.add(rank, news, time.monotonic())
                 if reports is not None:
                     self._complete(reports)
-            case NameAsked(question=question, index=index, dir_name=dir_name):
-                try:
-                    answer = Answer(question, self.checkpoints.path_for(index, dir_name))
-                except CheckpointError as error:
-                    answer = Answer(question, error=error)
-                self._group.order(rank, answer)
+            case NameAsked():
+                self._answer_with_name(rank, news)
+            case Uploaded():
+                self._uploaded(rank, news)
+            case CheckpointsAsked():
+                self._asking.append((rank, news))
+                self._answer_those_who_ask()
             case CollectiveEntered():
                 entered = self._collectives.add(rank, news, time.monotonic())
                 if entered is not None:
@@ -121,26 +212,109 @@ class Traffic:
             case _:
                 pass
 
+    def _answer_with_name(self, rank: int, asked: NameAsked) -> None:
+        try:
+            name = self.checkpoints.name_for(asked.index, asked.dir_name, in_place=asked.in_place)
+        except CheckpointError as error:
+            self._group.order(rank, Answer(asked.question, error=error))
+        else:
+            self._writing.add(rank)
+            self._group.order(rank, Answer(asked.question, name))
+
     def _complete(self, reports: list[Reported]) -> None:
-        """Do what follows when every rank has made the same report."""
-        row = dict(reports[0].row or reports[0].metrics)
-        checkpoint, error = None, None
-        name = next((report.checkpoint for report in reports if report.checkpoint), None)
-        if name is not None:
-            row |= {"checkpoint_dir_name": name, "should_checkpoint": True}
-            try:
-                self.checkpoints.commit(reports, row)
-            except CheckpointError as commit_error:
-                error = commit_error
-            else:
-                checkpoint = Checkpoint(self._layout.checkpoint(name))
-                self._group.order_all(CheckpointCommitted(checkpoint.path))
-        goes_on = not self._decide_to_stop(row)
+        """Do what can be done at once when every rank has made the same report."""
+        filed = _Filed(reports, dict(reports[0].row or reports[0].metrics))
+        filed.name = next((report.checkpoint for report in reports if report.checkpoint), None)
+        if filed.name is not None:
+            filed.row |= {"checkpoint_dir_name": filed.name, "should_checkpoint": True}
+        filed.goes_on = not self._decide_to_stop(filed.row)
         for rank, report in enumerate(reports):
-            if report.question is not None:
-                self._group.order(rank, Answer(report.question, goes_on, error))
-        self._tables.append(row)
-        self._tell_callbacks(reports, checkpoint)
+            if report.question is not None and not _waits_for_commit(report):
+                self._group.order(rank, Answer(report.question, filed.goes_on))
+        if not _waits_for_commit(reports[0]):
+            self._tables.append(filed.row)
+        self._filed.append(filed)
+        for rank, news in self._early.pop(reports[0].index, {}).items():
+            filed.take(rank, news)
+        self._advance()
+
+    def _uploaded(self, rank: int, news: Uploaded) -> None:
+        for filed in self._filed:
+            if filed.index == news.index:
+                filed.take(rank, news)
+                self._advance()
+                return
+        self._early.setdefault(news.index, {})[rank] = news  # other ranks have not reported yet
+
+    def _advance(self) -> None:
+        """Commit checkpoints, and tell callbacks, in the order of the reports."""
+        if self._advancing:
+            return  # a local disk was quick: whoever asked it is still at work here
+        self._advancing = True
+        try:
+            while self._filed and self._is_settled(self._filed[0]):
+                self._settle(self._filed.popleft())
+        finally:
+            self._advancing = False
+
+    def _is_settled(self, filed: _Filed) -> bool:
+        """Return whether it is known what has become of a report; have it found out if not."""
+        if filed.name is None or filed.is_over:
+            return True
+        if filed.is_at_work or filed.pending:
+            return False
+        if filed.problem is not None:
+            self.checkpoints.give_up(filed.name)
+            return True
+        filed.is_at_work = True
+        self.checkpoints.commit(filed.name, filed.reports, filed.row, partial(self._over, filed))
+        return filed.is_over
+
+    def _over(self, filed: _Filed, outcome: Outcome[Registered]) -> None:
+        filed.is_over = True
+        filed.problem = outcome if isinstance(outcome, Exception) else None
+        self._advance()
+
+    def _settle(self, filed: _Filed) -> None:
+        """Tell everybody what has become of a report's checkpoint, if it has one."""
+        error = filed.problem
+        name = filed.name if error is None else None
+        if name is not None:
+            self._group.order_all(CheckpointCommitted(name, filed.index))
+            self.bring_home()
+        for rank, report in enumerate(filed.reports):
+            if report.pending and error is not None:
+                self._group.order(rank, CheckpointLost(filed.index, error))
+            elif _waits_for_commit(report) and report.question is not None:
+                self._group.order(rank, Answer(report.question, filed.goes_on, error))
+        self.checkpoints.tidy()
+        self._num_settled += 1
+        self._answer_those_who_ask()
+        waited = _waits_for_commit(filed.reports[0])
+        if waited and error is not None:
+            return  # the report does not count
+        if waited:
+            self._tables.append(filed.row)
+        checkpoint = self._storage.checkpoint(name) if name is not None else None
+        self._tell_callbacks(filed.reports, checkpoint)
+
+    def save_record(self) -> None:
+        """Write the run's record: also to its storage, so that another host knows the attempts."""
+        self._record.keep(self._layout)
+        if not self._storage.is_local:
+            data = self._record.dump()
+            self.clerk.do(lambda: self._storage.write(RECORD, data), self.mirror.warn)
+
+    def bring_home(self) -> None:
+        """Bring what lies on this host to the run's storage, if that is elsewhere."""
+        if not self._storage.is_local:
+            self.clerk.do(self.mirror.sync, self.mirror.warn)
+
+    def _answer_those_who_ask(self) -> None:
+        ready = [one for one in self._asking if one[1].num_reports <= self._num_settled]
+        self._asking = [one for one in self._asking if one not in ready]
+        for rank, asked in ready:
+            self._group.order(rank, Answer(asked.question, self.checkpoints.kept))
 
     def _decide_to_stop(self, row: dict[str, Any]) -> bool:
         try:
@@ -176,20 +350,24 @@ class Traffic:
         if len(names) > 1:
             by_rank = ", ".join(f"rank {n}: {one.operation}" for n, one in enumerate(entered))
             error = RuntimeError(f"ranks are in different collectives: {by_rank}")
+        data = entered[0].data
+        if names == {"get_preemption_info"}:
+            data = pickle.dumps(self.preemption)
+            self.preemption_was_seen |= self.preemption is not None
         for rank, one in enumerate(entered):
             if one.question is not None:
-                self._group.order(rank, Answer(one.question, entered[0].data, error))
+                self._group.order(rank, Answer(one.question, data, error))
 
     # ------------------------------------------------------------------ who is missing
-    def deadline_s(self) -> float | None:
-        """Return when :meth:`act_on_waits` is to be called, if at all."""
+    def deadline_s(self) -> float:
+        """Return when :meth:`act_on_waits` is to be called, infinity if never."""
         waits = self._waits()
         if not waits:
-            return None
+            return self.mirror.due_s
         first_s = waits[0][1].since_s
         ends_s = [wait.since_s + self._timeout_s for _, wait in waits if _questions(wait)]
         warning_s = max(first_s + self._warn_s, self._warned_until_s)
-        return min([*ends_s, warning_s])
+        return min([*ends_s, warning_s, self.mirror.due_s])
 
     def _waits(self) -> list[tuple[str, Incomplete[Any]]]:
         """Return what ranks wait for, the longest wait first."""
@@ -200,6 +378,15 @@ class Traffic:
         if collective is not None:
             found.append((f"{next(iter(collective.items.values())).operation}()", collective))
         return sorted(found, key=lambda pair: pair[1].since_s)
+
+    def waiting(self) -> set[int]:
+        """Return the ranks that wait for others."""
+        return {rank for _, wait in self._waits() for rank in wait.items}
+
+    def writing(self) -> set[int]:
+        """Return the ranks whose files are being written, for a report or after one."""
+        pending = {rank for filed in self._filed for rank in filed.pending}
+        return self._writing | pending
 
     def mismatch(self, returned: Collection[int]) -> tuple[int, ReportMismatchError] | None:
         """Return a call that will never be completed, with a rank that made it.
@@ -217,6 +404,9 @@ class Traffic:
     def act_on_waits(self) -> None:
         """Warn of ranks that others wait for; after the timeout, let the others fail."""
         now_s = time.monotonic()
+        if now_s >= self.mirror.due_s:
+            self.mirror.put_off()
+            self.bring_home()
         for name, wait in self._waits():
             if _questions(wait) and now_s >= wait.since_s + self._timeout_s:
                 self._time_out(name, wait)
@@ -251,6 +441,11 @@ class Traffic:
             if rest:
                 _print(rank, [rest])
         self._lines.clear()
+
+
+def _waits_for_commit(report: Reported) -> bool:
+    """Return whether a rank's report() returns only when its checkpoint is committed."""
+    return report.checkpoint is not None and not report.pending
 
 
 def _print(rank: int, lines: list[bytes]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pickle
 import selectors
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -16,6 +17,7 @@ from typing import Any, TypeAlias
 import cloudpickle
 
 from minitrain._driver.agents import AgentProcess
+from minitrain._driver.clerk import Clerk
 from minitrain._driver.failures import exception_of
 from minitrain._driver.interrupt import Interrupts
 from minitrain._wire.channel import ChannelClosed
@@ -27,8 +29,10 @@ from minitrain._wire.messages import (
     FromWorker,
     Joined,
     Output,
+    PreemptionSensed,
     Raised,
     Returned,
+    StacksWritten,
     StoreServed,
     ToWorker,
     WorkerExited,
@@ -38,7 +42,15 @@ from minitrain._wire.messages import (
 )
 from minitrain.exceptions import LaunchError
 
-__all__ = ["AgentLost", "Happening", "Interrupt", "News", "WorkerGroup", "WorkersUnableError"]
+__all__ = [
+    "AgentLost",
+    "Happening",
+    "Interrupt",
+    "News",
+    "StorageWorkDone",
+    "WorkerGroup",
+    "WorkersUnableError",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +70,23 @@ class AgentLost:
 
 @dataclass(frozen=True, slots=True)
 class Interrupt:
-    """The user pressed Ctrl-C."""
+    """The driver was sent a signal: Ctrl-C, or SIGTERM.
+
+    Attributes:
+        signum: Which.
+    """
+
+    signum: signal.Signals
+
+
+@dataclass(frozen=True, slots=True)
+class StorageWorkDone:
+    """The clerk has something to deliver."""
 
 
 Happening: TypeAlias = (
     News | AgentReady | StoreServed | WorkerStarted | WorkerExited | Output | AttemptGone
-    | AgentLost | Interrupt
+    | AgentLost | Interrupt | StorageWorkDone | PreemptionSensed | StacksWritten
 )  # fmt: skip
 
 
@@ -76,7 +99,7 @@ class WorkerGroup:
 
     Args:
         agent: Where they run.
-        interrupts: What notices Ctrl-C.
+        interrupts: What notices signals.
         resources: Of one worker.
 
     Attributes:
@@ -103,6 +126,10 @@ class WorkerGroup:
         self._selector = selectors.DefaultSelector()
         self._selector.register(agent.channel.read_fd, selectors.EVENT_READ)
         self._selector.register(interrupts, selectors.EVENT_READ)
+
+    def listen_to(self, clerk: Clerk) -> None:
+        """Wait for a clerk's work as well."""
+        self._selector.register(clerk, selectors.EVENT_READ)
 
     def close(self) -> None:
         """Close what it waits with."""
@@ -158,8 +185,9 @@ class WorkerGroup:
             happened: list[Happening] = []
             for key, events in ready:
                 if key.fileobj is self._interrupts:
-                    self._interrupts.clear()
-                    happened.append(Interrupt())
+                    happened += [Interrupt(signum) for signum in self._interrupts.take()]
+                elif isinstance(key.fileobj, Clerk):
+                    happened.append(StorageWorkDone())
                 else:
                     happened += self._from_agent(events)
             if happened or (deadline_s is not None and time.monotonic() >= deadline_s):
@@ -187,7 +215,7 @@ class WorkerGroup:
         if isinstance(message, AgentReady):
             self.agent.facts = message
             return [message]
-        if isinstance(message, StoreServed):
+        if isinstance(message, StoreServed | PreemptionSensed):
             return [message]
         if message.attempt != self.attempt:
             return []  # late news from an attempt that is over
@@ -199,7 +227,9 @@ class WorkerGroup:
             self.pids[message.rank] = message.pid
         elif isinstance(message, WorkerExited):
             self._idle.discard(message.rank)
-        assert isinstance(message, WorkerStarted | WorkerExited | Output | AttemptGone)
+        assert isinstance(
+            message, WorkerStarted | WorkerExited | Output | AttemptGone | StacksWritten
+        )
         return [message]
 
     def _follow(self, rank: int, news: list[WorkerNews]) -> None:

@@ -16,13 +16,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from minitrain._storage.commit import FileEntry
+from minitrain._storage.disk import FileEntry
+from minitrain._storage.run_storage import RunStorage
+from minitrain.exceptions import OomEvidence
 
 __all__ = [
     "AgentReady",
     "Answer",
     "AttemptGone",
     "CheckpointCommitted",
+    "CheckpointLost",
+    "CheckpointsAsked",
     "CollectiveEntered",
     "Execute",
     "Executed",
@@ -34,21 +38,25 @@ __all__ = [
     "Output",
     "Payload",
     "Place",
+    "PreemptionSensed",
     "Preload",
     "Raised",
     "Reported",
     "Returned",
     "RunFacts",
     "ServeStore",
+    "StacksWritten",
     "StartWorkers",
     "StopWorkers",
     "StoreServed",
     "ToWorker",
     "Train",
+    "Uploaded",
     "WorkerExited",
     "WorkerNews",
     "WorkerOrder",
     "WorkerStarted",
+    "WriteStacks",
 ]
 
 
@@ -105,6 +113,7 @@ class StartWorkers:
         places: One per worker of this host.
         payload: The pickled :class:`Payload`, the same for all.
         environ: The whole environment of every worker, but for what its place adds.
+        own_variables: The names of those that the user set for workers.
         sys_path: The driver's module search path.
         argv: The driver's ``sys.argv``.
         working_dir: Where workers start.
@@ -121,6 +130,7 @@ class StartWorkers:
     places: tuple[Place, ...]
     payload: bytes
     environ: Mapping[str, str]
+    own_variables: frozenset[str]
     sys_path: tuple[str, ...]
     argv: tuple[str, ...]
     working_dir: str
@@ -157,6 +167,21 @@ class StopWorkers:
     grace_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class WriteStacks:
+    """Write the Python stacks of every worker, also of those that have been stopped.
+
+    Attributes:
+        attempt: Which attempt.
+        log_dir: Where ``stacks_rank_N.txt`` is written.
+        timeout_s: How long workers have to answer.
+    """
+
+    attempt: int
+    log_dir: str
+    timeout_s: float
+
+
 # ---------------------------------------------------------------- agent to driver
 @dataclass(frozen=True, slots=True)
 class AgentReady:
@@ -173,6 +198,19 @@ class StoreServed:
     """The rendezvous store listens."""
 
     port: int
+
+
+@dataclass(frozen=True, slots=True)
+class PreemptionSensed:
+    """The agent was sent SIGTERM: its host is being taken away."""
+
+
+@dataclass(frozen=True, slots=True)
+class StacksWritten:
+    """The Python stacks of every worker, by rank, or in words why there are none."""
+
+    attempt: int
+    stacks: dict[int, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +250,7 @@ class WorkerExited:
         exitcode: Negative for a signal.
         peak_bytes: Its peak resident memory.
         time_s: When the agent noticed, on the host's monotonic clock.
+        oom: What the kernel says of out-of-memory kills, if it was SIGKILL.
     """
 
     attempt: int
@@ -219,6 +258,7 @@ class WorkerExited:
     exitcode: int
     peak_bytes: int
     time_s: float
+    oom: OomEvidence | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,12 +283,13 @@ class Train:
     """Run the train function.
 
     Attributes:
-        checkpoint: Path of the checkpoint to start from.
+        checkpoint: The checkpoint to start from, pickled: an agent that unpickled it would come to
+            hold a connection to its storage.
         iterations: Reports the run already has.
         time_total_s: Seconds the run has already trained.
     """
 
-    checkpoint: str | None
+    checkpoint: bytes | None
     iterations: int
     time_total_s: float
 
@@ -264,9 +305,18 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointCommitted:
-    """The newest checkpoint is now this one."""
+    """The newest checkpoint is now that of the ``index``-th report."""
 
-    path: str
+    name: str
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointLost:
+    """The checkpoint of the ``index``-th report could not be written after report() returned."""
+
+    index: int
+    error: Exception
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +324,7 @@ class Exit:
     """Leave."""
 
 
-WorkerOrder: TypeAlias = Execute | Train | Answer | CheckpointCommitted | Exit
+WorkerOrder: TypeAlias = Execute | Train | Answer | CheckpointCommitted | CheckpointLost | Exit
 
 
 # ---------------------------------------------------------------- worker to driver
@@ -294,11 +344,19 @@ class Executed:
 
 @dataclass(frozen=True, slots=True)
 class NameAsked:
-    """A rank is about to write a checkpoint in its ``index``-th report; answered with its path."""
+    """A rank is about to write a checkpoint in its ``index``-th report; answered with its name.
+
+    Attributes:
+        question: To be answered.
+        index: Of the report.
+        dir_name: The name the user gave, if any.
+        in_place: Whether the user has put the files there, or will.
+    """
 
     question: int
     index: int
     dir_name: str | None
+    in_place: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,8 +367,11 @@ class Reported:
         index: How many this rank made before it in this attempt.
         metrics: As the user gave them, made plain.
         row: The whole row of the run's tables, without the configuration; only from rank 0.
-        checkpoint: Name of the directory this rank wrote files to.
+        checkpoint: Name of the checkpoint this rank has files for.
         files: Those files.
+        in_place: Whether the files are where the user put them, and nobody has looked at them.
+        pending: Whether the files are still being written; :class:`Uploaded` follows.
+        problem: Why the files could not be written.
         question: Set if the rank waits for an answer before it goes on.
     """
 
@@ -319,7 +380,38 @@ class Reported:
     row: dict[str, Any] | None = None
     checkpoint: str | None = None
     files: tuple[FileEntry, ...] = ()
+    in_place: bool = False
+    pending: bool = False
+    problem: Exception | None = None
     question: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Uploaded:
+    """The files of a report that said they were pending are written, or could not be.
+
+    Attributes:
+        index: Of the report.
+        files: The files.
+        problem: Why they could not be written.
+    """
+
+    index: int
+    files: tuple[FileEntry, ...] = ()
+    problem: Exception | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointsAsked:
+    """A rank asks for the run's checkpoints once those of its first reports are settled.
+
+    Attributes:
+        question: To be answered.
+        num_reports: How many of them.
+    """
+
+    question: int
+    num_reports: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,7 +470,15 @@ class Raised:
 
 
 WorkerNews: TypeAlias = (
-    Joined | Executed | NameAsked | Reported | CollectiveEntered | Returned | Raised
+    Joined
+    | Executed
+    | NameAsked
+    | Reported
+    | Uploaded
+    | CheckpointsAsked
+    | CollectiveEntered
+    | Returned
+    | Raised
 )
 
 
@@ -403,7 +503,9 @@ class RunFacts:
     Attributes:
         name: The run's name.
         run_id: Its unique id.
-        path: The run's directory.
+        path: The run's directory, where its storage has it.
+        home: The directory on this host with the run's log of reports.
+        storage: What the run's checkpoints are written to and read from.
         trial_name: What ray.train calls the trial.
         metadata: The user's, for every checkpoint.
         resources: Of one worker.
@@ -416,6 +518,8 @@ class RunFacts:
     name: str
     run_id: str
     path: str
+    home: str
+    storage: RunStorage
     trial_name: str
     metadata: Mapping[str, Any]
     resources: Mapping[str, float]
@@ -423,6 +527,11 @@ class RunFacts:
     asks_to_go_on: bool
     collective_timeout_s: float
     config: Any = field(default=None)
+
+    @property
+    def remote_filesystem(self) -> Any:
+        """What holds the run, if that is not this host's own filesystem."""
+        return None if self.storage.is_local else self.storage.filesystem
 
 
 @dataclass(frozen=True, slots=True)

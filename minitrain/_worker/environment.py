@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import atexit
 import faulthandler
+import multiprocessing as mp
 import os
 import signal
 import sys
+import tempfile
 from contextlib import suppress
 from types import ModuleType
 
 from minitrain._os.machine import threads_per_worker
 from minitrain._os.processes import MARK_VARIABLE, die_with_parent, let_forked_children_die_too
+from minitrain._os.stacks import answer_stack_requests
 from minitrain._wire.messages import ForkedWorker, Place, StartWorkers
 
-__all__ = ["own_devices", "run_exit_handlers", "settle", "variables"]
+__all__ = ["own_devices", "run_exit_handlers", "settle", "temporary_folder", "variables"]
 
 
 def settle(forked: ForkedWorker) -> None:
@@ -24,6 +27,7 @@ def settle(forked: ForkedWorker) -> None:
     for descriptor in forked.close_fds:
         os.close(descriptor)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # What preloaded modules want done at the agent's end is none of a worker's business.
     atexit._clear()  # noqa: SLF001 - a process made by exec would have none
     # Otherwise children that a worker spawns would import the agent's main module.
@@ -31,6 +35,7 @@ def settle(forked: ForkedWorker) -> None:
     _take_streams(forked.output_fd)
     _take_environment(forked)
     let_forked_children_die_too()
+    answer_stack_requests()
 
 
 def _take_streams(output_fd: int) -> None:
@@ -50,11 +55,22 @@ def _take_environment(forked: ForkedWorker) -> None:
     os.environ.clear()
     os.environ.update(variables(start, place, forked.interface, threads))
     os.environ[MARK_VARIABLE] = mark
+    _take_temporary_folder(start)
     sys.path[:] = start.sys_path
     sys.argv[:] = start.argv
     os.chdir(start.working_dir)
     _use_threads(os.environ["OMP_NUM_THREADS"], threads)
     _reseed()
+
+
+def _take_temporary_folder(start: StartWorkers) -> None:
+    """Put temporary files where they are removed with the attempt.
+
+    A worker that is killed leaves a checkpoint there that it was about to report, every time.
+    """
+    tempfile.tempdir = None  # forget what the agent found
+    if "TMPDIR" not in start.own_variables:
+        os.environ["TMPDIR"] = temporary_folder()
 
 
 def variables(
@@ -114,6 +130,12 @@ def _reseed() -> None:
     numpy_random = sys.modules.get("numpy.random")
     if numpy_random is not None:
         numpy_random.seed()
+
+
+def temporary_folder() -> str:
+    """Return the folder of this host's agent, which is removed after the attempt."""
+    config = mp.process.current_process()._config  # type: ignore[attr-defined]  # noqa: SLF001
+    return str(config["tempdir"])
 
 
 def own_devices(place: Place) -> tuple[int, ...]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import pickle
 import sys
+from contextlib import suppress
 from typing import Any
 
 import cloudpickle
 
 from minitrain import session as public_session
+from minitrain._os.memory import OomCounter
 from minitrain._session import StopTraining, TrainSession
 from minitrain._wire.channel import Channel, ChannelClosed
 from minitrain._wire.failure import describe
@@ -23,8 +25,14 @@ from minitrain._wire.messages import (
     Returned,
     Train,
 )
-from minitrain._worker.environment import own_devices, run_exit_handlers, settle
+from minitrain._worker.environment import (
+    own_devices,
+    run_exit_handlers,
+    settle,
+    temporary_folder,
+)
 from minitrain._worker.inbox import PipeInbox
+from minitrain.checkpoint import use_shared_folder
 from minitrain.context import TrainContext
 
 __all__ = ["run"]
@@ -77,6 +85,7 @@ class Worker:
         payload: Payload = pickle.loads(forked.start.payload)
         self._inbox = inbox
         self._run = payload.run
+        self._oom_counter = OomCounter()
         place = forked.place
         self._context = TrainContext(
             _name=payload.run.name,
@@ -92,8 +101,10 @@ class Worker:
             _gpus=own_devices(place),
             _metadata=payload.run.metadata,
             _resources=payload.run.resources,
+            _filesystem=payload.run.remote_filesystem,
         )
         public_session.install_context(self._context)
+        use_shared_folder(temporary_folder())
         self._function, self._arguments, self._around, self._datasets = pickle.loads(payload.train)
         self.failed = False
 
@@ -111,12 +122,11 @@ class Worker:
         value: Any = None
         public_session.install(session)
         try:
-            with self._around():
-                value = self._function(*self._arguments)
-        except StopTraining:
-            pass
+            value = self._call(session)
         except BaseException as error:  # noqa: BLE001 - also SystemExit: the rank did not return
             self.failed = True
+            session.finish_uploads()  # the next attempt may start from them
+            self._add_evidence(error)
             self._inbox.send(describe(error))
             return
         finally:
@@ -125,6 +135,19 @@ class Worker:
             sys.stdout.flush()
             sys.stderr.flush()
         self._inbox.send(self._returned(session, value))
+
+    def _call(self, session: TrainSession) -> Any:
+        value: Any = None
+        with self._around(), suppress(StopTraining):
+            value = self._function(*self._arguments)
+        session.settle()
+        return value
+
+    def _add_evidence(self, error: BaseException) -> None:
+        """Say of an error if one of the processes started here, a data loader's, was killed."""
+        evidence = self._oom_counter.evidence()
+        if evidence is not None and evidence.kills and not evidence.whole_machine:
+            error.add_note(f"The out-of-memory killer was at work: {evidence}.")
 
     def _returned(self, session: TrainSession, value: Any) -> Returned:
         if self._context.get_world_rank() != 0:

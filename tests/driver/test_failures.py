@@ -11,6 +11,7 @@ from minitrain._driver.failures import advice, end_of_log, exception_of, group_e
 from minitrain._wire.failure import describe
 from minitrain.exceptions import (
     AgentDiedError,
+    OomEvidence,
     RemoteError,
     RendezvousTimeoutError,
     ReportMismatchError,
@@ -236,6 +237,8 @@ def test_the_end_of_an_agent_is_told_as_such():
     ("cause", "attempt", "limit", "expected"),
     [
         (WorkerDiedError(-9), 0, 0, ["memory", "FailureConfig(max_failures=...)"]),
+        (WorkerDiedError(-9, None, OomEvidence("x", 1)), 0, 0, ["Memory ran out", "FailureConfig"]),
+        (WorkerDiedError(-9, None, OomEvidence("x", 0)), 0, 0, ["Somebody sent", "FailureConfig"]),
         (ValueError("no"), 0, 0, ["ScalingConfig(num_workers=0)", "FailureConfig"]),
         (ValueError("no"), 2, 2, ["attempt 3", "max_failures=2"]),
         (WorkerDiedError(-11), 1, 1, ["attempt 2", "max_failures=1"]),

@@ -6,13 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minitrain._driver.policies import MaxFailures
+from minitrain._driver.policies import Budget, Spent
 from minitrain._driver.state import (
     AttemptFailed,
     Failed,
     Finished,
     Interrupted,
     InterruptRequested,
+    ResizePossible,
     Running,
     Starting,
     StartWorkers,
@@ -23,14 +24,22 @@ from minitrain._driver.state import (
     WorkersReturned,
     step,
 )
-from minitrain.exceptions import ControllerError, WorkerDiedError, WorkerFailure, WorkerGroupError
+from minitrain.exceptions import (
+    ControllerError,
+    PreemptionError,
+    WorkerDiedError,
+    WorkerFailure,
+    WorkerGroupError,
+)
 
 CRASH = WorkerGroupError([WorkerFailure(1, "host-a", 42, WorkerDiedError(-9), "", "/logs/1.log")])
 LATER_CRASH = WorkerGroupError(
     [WorkerFailure(0, "host-a", 43, WorkerDiedError(-15), "", "/logs/0.log")]
 )
 BROKEN = ControllerError("a callback raised")
-ONE_RETRY = MaxFailures(limit=1, num_workers=2)
+PREEMPTED = PreemptionError(None)
+ONE_RETRY = Budget(max_failures=1, max_preemptions=0, min_workers=1)
+ONCE = Spent(failures=1)
 TERMINAL = (Finished(), Failed(CRASH), Interrupted())
 TERMINAL_KINDS = (Finished, Failed, Interrupted)
 EVENTS = (WorkersReady, WorkersReturned, InterruptRequested, WorkersGone)
@@ -39,30 +48,58 @@ EVENTS = (WorkersReady, WorkersReturned, InterruptRequested, WorkersGone)
 @pytest.mark.parametrize(
     ("state", "event", "expected", "action"),
     [
-        pytest.param(Starting(0, 2), WorkersReady(0), Running(0), None, id="ready"),
+        pytest.param(Starting(0, 2), WorkersReady(0), Running(0, 2), None, id="ready"),
         pytest.param(
             Starting(0, 2),
-            AttemptFailed(0, CRASH),
-            Stopping(0, Starting(1, 2)),
+            AttemptFailed(0, CRASH, 2),
+            Stopping(0, Starting(1, 2, ONCE)),
             StopWorkers(0, done=False),
             id="a start that fails is retried",
         ),
         pytest.param(
-            Running(0),
-            AttemptFailed(0, CRASH),
-            Stopping(0, Starting(1, 2)),
+            Running(0, 2),
+            AttemptFailed(0, CRASH, 2),
+            Stopping(0, Starting(1, 2, ONCE)),
             StopWorkers(0, done=False),
             id="a training that fails is retried",
         ),
         pytest.param(
-            Running(1),
-            AttemptFailed(1, CRASH),
+            Running(1, 2, ONCE),
+            AttemptFailed(1, CRASH, 2),
             Stopping(1, Failed(CRASH)),
             StopWorkers(1, done=False),
             id="not more often than allowed",
         ),
         pytest.param(
-            Running(0),
+            Running(0, 4, ONCE),
+            AttemptFailed(0, CRASH, 3),
+            Stopping(0, Starting(1, 3, ONCE)),
+            StopWorkers(0, done=False),
+            id="a failure that took a GPU away costs nothing",
+        ),
+        pytest.param(
+            Running(0, 2),
+            AttemptFailed(0, CRASH, 2, final=True),
+            Stopping(0, Failed(CRASH)),
+            StopWorkers(0, done=False),
+            id="where the driver has to go there is no next attempt",
+        ),
+        pytest.param(
+            Running(3, 2, ONCE),
+            ResizePossible(3, 5),
+            Stopping(3, Starting(4, 5, ONCE)),
+            StopWorkers(3, done=False),
+            id="growing costs nothing",
+        ),
+        pytest.param(
+            Stopping(0, Starting(1, 2)),
+            AttemptFailed(0, CRASH, 2, final=True),
+            Stopping(0, Failed(CRASH)),
+            None,
+            id="SIGTERM between two attempts",
+        ),
+        pytest.param(
+            Running(0, 2),
             WorkersReturned(0),
             Stopping(0, Finished()),
             StopWorkers(0, done=True),
@@ -76,7 +113,7 @@ EVENTS = (WorkersReady, WorkersReturned, InterruptRequested, WorkersGone)
             id="interrupted while starting",
         ),
         pytest.param(
-            Running(0),
+            Running(0, 2),
             InterruptRequested(0),
             Stopping(0, Interrupted()),
             StopWorkers(0, done=False),
@@ -100,13 +137,13 @@ def test_every_transition_of_the_picture(state, event, expected, action):
     assert step(state, event, ONE_RETRY) == (expected, action)
 
 
-@pytest.mark.parametrize("state", [Starting(0, 2), Running(0)])
+@pytest.mark.parametrize("state", [Starting(0, 2), Running(0, 2)])
 def test_failures_of_the_driver_are_never_retried(state):
-    assert step(state, AttemptFailed(0, BROKEN), ONE_RETRY)[0] == Stopping(0, Failed(BROKEN))
+    assert step(state, AttemptFailed(0, BROKEN, 2), ONE_RETRY)[0] == Stopping(0, Failed(BROKEN))
 
 
 @pytest.mark.parametrize("then", [Starting(2, 2), Finished(), Failed(CRASH), Interrupted()])
-@pytest.mark.parametrize("event", [AttemptFailed(1, LATER_CRASH), WorkersReturned(1)])
+@pytest.mark.parametrize("event", [AttemptFailed(1, LATER_CRASH, 2), WorkersReturned(1)])
 def test_what_workers_do_during_teardown_does_not_hide_the_cause(then, event):
     assert step(Stopping(1, then), event, ONE_RETRY) == (Stopping(1, then), None)
 
@@ -118,16 +155,16 @@ def test_an_interrupt_during_teardown_ends_the_run_and_stops_nothing_twice(then)
 
 
 @pytest.mark.parametrize(
-    "state", [Starting(1, 2), Running(1), Stopping(1, Finished()), Stopping(1, Starting(2, 2))]
+    "state", [Starting(1, 2), Running(1, 2), Stopping(1, Finished()), Stopping(1, Starting(2, 2))]
 )
 def test_news_of_an_earlier_attempt_changes_nothing(state):
-    for event in [*(kind(0) for kind in EVENTS), AttemptFailed(0, CRASH)]:
+    for event in [*(kind(0) for kind in EVENTS), AttemptFailed(0, CRASH, 2)]:
         assert step(state, event, ONE_RETRY) == (state, None)
 
 
 @pytest.mark.parametrize("state", TERMINAL, ids=lambda state: type(state).__name__)
 def test_what_is_over_stays_over(state):
-    for event in [*(kind(0) for kind in EVENTS), AttemptFailed(0, BROKEN)]:
+    for event in [*(kind(0) for kind in EVENTS), AttemptFailed(0, BROKEN, 2)]:
         assert step(state, event, ONE_RETRY) == (state, None)
 
 
@@ -136,21 +173,29 @@ IMPOSSIBLE = {
     (Starting, WorkersGone),
     (Running, WorkersReady),
     (Running, WorkersGone),
+    (Starting, ResizePossible),
 }
 
 
 @pytest.mark.parametrize(("kind", "event"), sorted(IMPOSSIBLE, key=str))
 def test_the_impossible_is_loud(kind, event):
-    state = Starting(0, 2) if kind is Starting else Running(0)
+    state = Starting(0, 2) if kind is Starting else Running(0, 2)
     with pytest.raises(AssertionError, match="cannot happen"):
-        step(state, event(0), ONE_RETRY)
+        step(state, ResizePossible(0, 3) if event is ResizePossible else event(0), ONE_RETRY)
 
 
 attempts = st.integers(min_value=0, max_value=5)
 any_event = st.one_of(
     st.builds(WorkersReady, attempts),
     st.builds(WorkersReturned, attempts),
-    st.builds(AttemptFailed, attempts, st.sampled_from([CRASH, LATER_CRASH, BROKEN])),
+    st.builds(
+        AttemptFailed,
+        attempts,
+        st.sampled_from([CRASH, LATER_CRASH, BROKEN, PREEMPTED]),
+        st.integers(min_value=0, max_value=8),
+        st.booleans(),
+    ),
+    st.builds(ResizePossible, attempts, st.integers(min_value=1, max_value=8)),
     st.builds(InterruptRequested, attempts),
     st.builds(WorkersGone, attempts),
 )
@@ -160,7 +205,7 @@ def is_possible(state, event):
     return (type(state), type(event)) not in IMPOSSIBLE or event.attempt != state.attempt
 
 
-def check_step(before, event, state, action, num_workers):
+def check_step(before, event, state, action, budget):
     """Check one step by itself."""
     if isinstance(before, TERMINAL_KINDS):
         assert (state, action) == (before, None)
@@ -171,33 +216,51 @@ def check_step(before, event, state, action, num_workers):
         case None:
             assert isinstance(before, Stopping) or not isinstance(state, Stopping)
         case StartWorkers():
-            assert state == Starting(action.attempt, num_workers)
-            assert action.num_workers == num_workers
+            assert (state.attempt, state.num_workers) == (action.attempt, action.num_workers)
         case StopWorkers():
             assert isinstance(state, Stopping)
             assert action.attempt == before.attempt
             assert action.done == isinstance(event, WorkersReturned)
+            check_next(before, event, state.then, budget)
         case _:
             pytest.fail(f"{action} is no action")
+
+
+def check_next(before, event, then, budget):
+    """Check what is to follow an attempt."""
+    if not isinstance(then, Starting):
+        return
+    if isinstance(event, ResizePossible):
+        assert then.spent == before.spent
+        return
+    assert not event.final
+    assert then.num_workers == event.fits >= budget.min_workers
+    for kind, limit in (("failures", budget.max_failures), ("preemptions", budget.max_preemptions)):
+        was, is_now = getattr(before.spent, kind), getattr(then.spent, kind)
+        assert was <= is_now <= was + 1
+        assert limit == -1 or is_now <= max(limit, was)
 
 
 @settings(deadline=None, max_examples=300)
 @given(
     events=st.lists(any_event, max_size=60),
-    limit=st.integers(min_value=-1, max_value=3),
+    budget=st.builds(
+        Budget,
+        st.integers(min_value=-1, max_value=3),
+        st.integers(min_value=-1, max_value=3),
+        st.integers(min_value=1, max_value=4),
+    ),
     num_workers=st.integers(min_value=1, max_value=8),
 )
-def test_no_sequence_of_events_breaks_a_promise(events, limit, num_workers):
+def test_no_sequence_of_events_breaks_a_promise(events, budget, num_workers):
     state = Starting(0, num_workers)
     actions = []
     for event in events:
         if is_possible(state, event):
-            before, (state, action) = state, step(state, event, MaxFailures(limit, num_workers))
-            check_step(before, event, state, action, num_workers)
+            before, (state, action) = state, step(state, event, budget)
+            check_step(before, event, state, action, budget)
             actions.append(action)
     started = [0] + [one.attempt for one in actions if isinstance(one, StartWorkers)]
     stopped = [one.attempt for one in actions if isinstance(one, StopWorkers)]
     assert started == list(range(len(started))), "every attempt is started once, in order"
-    assert stopped == started[: len(stopped)], "and stopped once, before the next one starts"
-    assert len(started) - 1 <= len(stopped)
-    assert limit == -1 or len(started) - 1 <= limit, "not more retries than allowed"
+    assert stopped == sorted(set(stopped)), "and stopped at most once"

@@ -39,7 +39,9 @@ MODULES = [
     "minitrain.exceptions",
     "minitrain.result",
     "minitrain.session",
+    "minitrain.stacks",
     "minitrain.trainer",
+    "minitrain.verify",
 ]
 RAY_TRAIN = [
     "Checkpoint",
@@ -72,6 +74,7 @@ RAY_TRAIN_TORCH = [
     "prepare_model",
     "prepare_optimizer",
 ]
+OUR_TORCH = sorted([*RAY_TRAIN_TORCH, "load_state", "save_state"])
 
 
 def outcome(code: str, **environ: str | None) -> str:
@@ -173,7 +176,7 @@ minitrain.shutdown()
 print(started(), [pid for pid in pids if psutil.pid_exists(pid)])
 """
     lines = outcome(code, MINITRAIN_PRESTART=None, RANK=None).splitlines()
-    assert lines == [f"1 1 {' '.join(RAY_TRAIN_TORCH)}", "1", "0 []"]
+    assert lines == [f"1 1 {' '.join(OUR_TORCH)}", "1", "0 []"]
 
 
 def test_where_no_run_is_likely_to_start_importing_it_starts_nothing():

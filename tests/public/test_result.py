@@ -12,10 +12,11 @@ import pytest
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 from minitrain import Result
-from minitrain._storage import commit
+from minitrain._storage.disk import LocalDisk
 from minitrain._storage.layout import RunLayout
 from minitrain._storage.record import RunRecord
 from minitrain._storage.rows import RowFile
+from minitrain._storage.run_storage import RunStorage
 
 
 class CustomError(Exception):
@@ -43,10 +44,11 @@ def make_run(root, reports, *, status="finished", config=None, keep=None, attrib
     for number, metrics in enumerate(reports):
         row = {**metrics, "training_iteration": number + 1, "done": False}
         if row.pop("save", False):
-            path = layout.checkpoint(layout.checkpoint_name(layout.next_checkpoint_index()))
-            commit.begin(path)
-            (path / "weights").write_text(str(number))
-            commit.commit(path, [], number, row)
+            storage = RunStorage(LocalDisk(str(root)))
+            name = f"checkpoint_{storage.next_index():06d}"
+            storage.begin(name)
+            (root / name / "weights").write_text(str(number))
+            storage.commit(name, [], number, row, {})
         rows.append(row, durable=False)
     rows.close()
     return layout
@@ -160,7 +162,7 @@ def test_a_torn_last_row_is_passed_over(root):
 
 def test_a_checkpoint_without_its_manifest_is_none(root):
     layout = make_run(root, SAVED)
-    (layout.checkpoint("checkpoint_000002") / commit.MANIFEST).unlink()
+    ((layout.root / "checkpoint_000002") / ".manifest.json").unlink()
     result = Result.from_path(root)
     assert number_of(result.checkpoint) == 1
     assert len(result.best_checkpoints) == 2
@@ -183,10 +185,15 @@ def test_a_folder_that_is_not_of_a_run_says_what_is_missing(tmp_path):
         Result.from_path(tmp_path)
 
 
-def test_a_filesystem_that_is_not_local_is_refused_for_now(root, tmp_path):
-    make_run(root, [])
-    with pytest.raises(ValueError, match="must be a local filesystem"):
-        Result.from_path("run", SubTreeFileSystem(str(tmp_path), LocalFileSystem()))
+def test_a_run_on_another_filesystem_is_read_from_there(root, tmp_path):
+    make_run(root, SAVED)
+    elsewhere = SubTreeFileSystem(str(tmp_path), LocalFileSystem())
+    result = Result.from_path("run", elsewhere)
+    assert result.filesystem == elsewhere
+    assert result.path == "run"
+    assert list(result.metrics_dataframe["acc"]) == [0.5, 0.9, 0.7]
+    with result.checkpoint.as_directory() as folder:
+        assert Path(folder, "weights").read_text() == "2"
 
 
 def test_the_local_filesystem_may_be_given(root):

@@ -8,12 +8,27 @@ import pickle
 
 import pytest
 
-from minitrain._storage.commit import FileEntry
+from minitrain._storage.disk import FileEntry, LocalDisk
+from minitrain._storage.run_storage import RunStorage
 from minitrain._wire import messages as wire
-from minitrain.exceptions import CheckpointError
+from minitrain.exceptions import CheckpointError, OomEvidence
 
 PLACE = wire.Place(1, 4, 1, 2, 0, gpus=("1",), visible_gpus=("0", "1"))
 RAISED = wire.Raised("ValueError", "no", "Traceback ...", b"pickle", 42, "node-a", 1.5)
+FACTS = wire.RunFacts(
+    name="n",
+    run_id="id",
+    path="/run",
+    home="/run",
+    storage=RunStorage(LocalDisk("/run")),
+    trial_name="t",
+    metadata={"a": 1},
+    resources={"CPU": 1},
+    score_attribute="loss",
+    asks_to_go_on=False,
+    collective_timeout_s=9.0,
+    config={"lr": 1},
+)
 SAMPLES = [
     wire.Preload(("torch", "numpy")),
     wire.ServeStore("127.0.0.1"),
@@ -23,6 +38,7 @@ SAMPLES = [
         places=(PLACE,),
         payload=b"payload",
         environ={"A": "1"},
+        own_variables=frozenset({"A"}),
         sys_path=("/a",),
         argv=("train.py",),
         working_dir="/run",
@@ -36,27 +52,35 @@ SAMPLES = [
     ),
     wire.ToWorker(1, 0, wire.Exit()),
     wire.StopWorkers(1, leave_s=10.0, grace_s=5.0),
+    wire.WriteStacks(1, "/run/logs/attempt_1", 3.0),
+    wire.PreemptionSensed(),
+    wire.StacksWritten(1, {0: "stacks"}),
     wire.AgentReady(42, "node-a", "127.0.0.1", 2),
     wire.StoreServed(1234),
     wire.WorkerStarted(1, 0, 42),
     wire.FromWorker(1, 0, (b"one", b"two")),
     wire.Output(1, 0, b"epoch 1\n"),
-    wire.WorkerExited(1, 0, -9, 1 << 30, 1.5),
+    wire.WorkerExited(1, 0, -9, 1 << 30, 1.5, OomEvidence("memory.events of /a", 1, 1 << 30)),
     wire.AttemptGone(1, (42,)),
     wire.Execute(1, b"function"),
-    wire.Train("/run/checkpoint_000000", 10, 60.0),
+    wire.Train(b"a pickled checkpoint", 10, 60.0),
     wire.Answer(3, value={"a": 1}),
-    wire.CheckpointCommitted("/run/checkpoint_000000"),
+    wire.CheckpointCommitted("checkpoint_000000", 3),
+    wire.CheckpointLost(3, CheckpointError("full")),
     wire.Exit(),
     wire.Joined(),
     wire.Executed(1, None, RAISED),
     wire.NameAsked(1, 0, "mine"),
-    wire.Reported(2, {"loss": 0.5}, {"loss": 0.5, "pid": 1}, "c", (FileEntry("w", 1, 2),), 7),
+    wire.Reported(
+        2, {"loss": 0.5}, {"loss": 0.5, "pid": 1}, "c", (FileEntry("w", 1, 2),), question=7
+    ),
+    wire.Uploaded(2, (FileEntry("w", 1, 2),)),
+    wire.CheckpointsAsked(1, 3),
     wire.CollectiveEntered(1, "barrier", b"data"),
     wire.Returned(3, b"value", "problem", ("torch",)),
     RAISED,
-    wire.Payload(b"train", wire.RunFacts("n", "id", "/run", "t", {}, {"CPU": 1}, None, True, 9.0)),
-    wire.RunFacts("n", "id", "/run", "t", {"a": 1}, {"CPU": 1}, "loss", False, 9.0, {"lr": 1}),
+    wire.Payload(b"train", FACTS),
+    FACTS,
 ]
 NEVER_SENT = {"ForkedWorker"}
 CLASSES = {
@@ -68,7 +92,11 @@ CLASSES = {
 
 @pytest.mark.parametrize("message", SAMPLES, ids=lambda message: type(message).__name__)
 def test_a_message_arrives_as_it_was_sent(message):
-    assert pickle.loads(pickle.dumps(message)) == message
+    arrived = pickle.loads(pickle.dumps(message))
+    if isinstance(message, wire.CheckpointLost):  # exceptions are equal only to themselves
+        assert (type(arrived.error), str(arrived.error)) == (CheckpointError, "full")
+        arrived = dataclasses.replace(arrived, error=message.error)
+    assert arrived == message
 
 
 def test_every_message_is_tried_here():

@@ -17,6 +17,7 @@ def order(environ=None, *, attempt=0, max_restarts=0):
         places=(ONE,),
         payload=b"",
         environ=environ or {},
+        own_variables=frozenset(),
         sys_path=(),
         argv=(),
         working_dir="/",
