@@ -13,6 +13,7 @@ from minitrain.torch.config import TorchConfig
 from minitrain.torch.device import enable_reproducibility, get_device, get_devices
 from minitrain.torch.loader import prepare_data_loader
 from minitrain.torch.model import prepare_model
+from minitrain.torch.state import load_state, save_state
 from minitrain.torch.trainer import TorchTrainer
 
 __all__ = [
@@ -24,9 +25,11 @@ __all__ = [
     "enable_reproducibility",
     "get_device",
     "get_devices",
+    "load_state",
     "prepare_data_loader",
     "prepare_model",
     "prepare_optimizer",
+    "save_state",
 ]
 
 # Every optimizer imports torch._dynamo, which takes the better part of a second.

@@ -14,7 +14,9 @@ from minitrain.exceptions import ConfigurationError
 from minitrain.session import get_context
 from minitrain.torch.device import get_device
 
-__all__ = ["TorchBackend", "TorchConfig"]
+__all__ = ["TorchBackend", "TorchConfig", "collective_timeout"]
+
+_timeout: datetime.timedelta | None = None
 
 
 @dataclass
@@ -81,13 +83,19 @@ class TorchBackend(Backend):
         worker_group.execute(_leave)
 
 
+def collective_timeout() -> datetime.timedelta | None:
+    """Return how long a collective of this process may take; None for torch's own default."""
+    return _timeout
+
+
 def _join(backend: str, init_method: str, timeout_s: float) -> None:
+    global _timeout  # noqa: PLW0603 - a process is in one group of all ranks
     import torch
     import torch.distributed as dist
 
     if dist.is_initialized():
         return  # a debugger's session made its own
-    timeout = datetime.timedelta(seconds=timeout_s)
+    timeout = _timeout = datetime.timedelta(seconds=timeout_s)
     os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
     os.environ.setdefault("ACCELERATE_TORCH_DEVICE", str(get_device()))
     if torch.cuda.is_available() and get_device().type == "cuda":
@@ -110,6 +118,9 @@ def _leave() -> None:
     import torch
     import torch.distributed as dist
 
+    from minitrain.torch.state import END_S, finish_saving
+
+    finish_saving(END_S)  # it uses a process group
     if dist.is_initialized():
         dist.destroy_process_group()
     if torch.cuda.is_initialized():
