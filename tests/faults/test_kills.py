@@ -15,6 +15,12 @@ import pytest
 
 from minitrain._os.processes import is_alive
 
+LONG = pytest.mark.campaign
+VICTIMS = [
+    *("driver", "agent", "rank 0"),
+    *(pytest.param(one, marks=LONG) for one in ("worker", "driver and agent")),
+]
+
 TRAIN = """
     import os, subprocess, sys, time
     from pathlib import Path
@@ -81,8 +87,16 @@ def family(script) -> dict[str, list[int]]:
     return {"agent": [agent.pid], "worker": workers[1:], "rank 0": workers[:1]}
 
 
-@pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("victim", ["driver", "agent", "worker", "rank 0", "driver and agent"])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.campaign)])
+@pytest.mark.parametrize(
+    "victim",
+    [
+        "driver",
+        "agent",
+        "rank 0",
+        *(pytest.param(one, marks=LONG) for one in ("worker", "driver and agent")),
+    ],
+)
 def test_whatever_is_killed_nothing_stays_and_nothing_reported_is_lost(
     victim, seed, start_script, all_gone, tmp_path
 ):
@@ -116,7 +130,9 @@ def test_whatever_is_killed_nothing_stays_and_nothing_reported_is_lost(
             assert [int(row["step"]) for row in csv.DictReader(file)] == steps
 
 
-@pytest.mark.parametrize("delay_s", [0.0, 0.3, 0.6, 0.9])
+@pytest.mark.parametrize(
+    "delay_s", [0.0, pytest.param(0.3, marks=LONG), 0.6, pytest.param(0.9, marks=LONG)]
+)
 def test_a_driver_killed_while_its_agent_starts_takes_it_along(
     delay_s, start_script, all_gone, tmp_path
 ):
@@ -216,3 +232,54 @@ def test_a_child_that_holds_the_drivers_pipes_does_not_keep_the_agent(start_scri
         all_gone([agent])
     finally:
         os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.campaign
+def test_an_agent_that_was_stopped_does_not_outlive_its_driver(start_script, all_gone, tmp_path):
+    script = start_script(TRAIN, "lists")
+    wait_for_steps(tmp_path, script, 1)
+    everybody = script.descendants()
+    (agent,) = family(script)["agent"]
+    os.kill(agent, signal.SIGSTOP)
+    script.process.kill()
+    script.wait()
+    all_gone(everybody)
+
+
+@pytest.mark.campaign
+def test_a_worker_that_is_stopped_while_it_starts_is_a_failure_like_any_other(start_script):
+    script = start_script(
+        """
+        import os, signal
+        from pathlib import Path
+
+        import minitrain
+        from minitrain import FailureConfig, RunConfig, ScalingConfig
+        from minitrain.trainer import DataParallelTrainer
+
+        folder = Path(__file__).parent
+
+        class StopsOnce:
+            def __reduce__(self):
+                return stop, (str(folder / "stopped"),)
+
+        def stop(mark):
+            if os.environ.get("RANK") == "1" and not os.path.exists(mark):
+                open(mark, "w").close()
+                os.kill(os.getpid(), signal.SIGSTOP)
+
+        result = DataParallelTrainer(
+            lambda config: "done",
+            train_loop_config={"trap": StopsOnce()},
+            scaling_config=ScalingConfig(num_workers=2),
+            run_config=RunConfig(
+                storage_path=folder, failure_config=FailureConfig(max_failures=1)
+            ),
+        ).fit()
+        print(result.return_value)
+        """,
+        env={"MINITRAIN_START_TIMEOUT_S": "6"},
+    )
+    assert script.wait() == 0, script.output
+    assert "still waiting for rank 1 after 6 s" in script.output
+    assert "done" in script.output

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import psutil
 import pytest
 
 from minitrain import Result
+from minitrain.exceptions import PreemptionError
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -77,6 +79,7 @@ def rows(run):
     return [json.loads(line) for line in Path(run, "result.json").read_text().splitlines()]
 
 
+@pytest.mark.campaign
 # ------------------------------------------------------------------ digits
 @pytest.mark.slow
 def test_digits_are_recognized_and_everything_it_names_is_there(run_example, storage):
@@ -110,6 +113,7 @@ def test_digits_are_recognized_and_everything_it_names_is_there(run_example, sto
         assert Path(checkpoint.path, "model.pt").is_file()
 
 
+@pytest.mark.campaign
 # ------------------------------------------------------------------ Fashion-MNIST
 @pytest.mark.slow
 @pytest.mark.skipif(
@@ -154,6 +158,7 @@ def bars(tmp_path):
     return folder
 
 
+@pytest.mark.campaign
 def test_any_folder_of_idx_files_will_do(run_example, storage, bars, monkeypatch):
     # By default the one worker has a thread for every core, which on a busy machine means that
     # they wait for each other.
@@ -169,6 +174,7 @@ def test_any_folder_of_idx_files_will_do(run_example, storage, bars, monkeypatch
     assert Path(Result.from_path(run).checkpoint.path).name == "checkpoint_000001"
 
 
+@pytest.mark.campaign
 def test_a_resnet_loaded_back_is_as_accurate_as_all_ranks_said(start_script, bars, storage):
     script = start_script(
         """
@@ -211,6 +217,7 @@ def test_one_sentence_says_where_to_get_the_clothes(run_example, tmp_path, stora
     assert not storage.exists()
 
 
+@pytest.mark.campaign
 # ------------------------------------------------------------------ the others
 def test_the_regression_goes_on_where_it_stopped(run_example, storage):
     output = run_example("torch_linear.py")
@@ -225,6 +232,65 @@ def test_the_regression_goes_on_where_it_stopped(run_example, storage):
     assert f"checkpoint: {second}/checkpoint_000000\n" in output
 
 
+@pytest.mark.campaign
+@pytest.mark.slow
+def test_two_workers_go_on_with_what_four_had_divided(run_example, storage):
+    output = run_example("fsdp.py")
+    assert "4 workers from step 0, rank 0 with 98,584 parameters" in output
+    assert "2 workers from step 80, rank 0 with 197,168 parameters" in output
+    [untrained] = found(r"untrained +(\S+)", output)
+    [saved] = found(r"4 workers, saved +(\S+)", output)
+    [loaded] = found(r"loaded by 2 workers +(\S+)", output)
+    [trained] = found(r"120 steps +(\S+)", output)
+    assert untrained > 5
+    assert loaded == pytest.approx(saved, abs=1e-4)
+    assert trained < saved < 3
+    parts = found(r"wrote: (\S+) MB, (\S+) MB, (\S+) MB, (\S+) MB", output)
+    assert max(parts) < 1.1 * min(parts)
+    first, second = sorted(storage.iterdir())
+    assert [row["step"] for row in rows(first)] == [20, 40, 60, 80]
+    assert [row["step"] for row in rows(second)] == [100, 120]
+    assert f"checkpoint: {second}/checkpoint_000000\n" in output
+
+
+@pytest.mark.campaign
+@pytest.mark.slow
+def test_a_preempted_training_goes_on_where_it_was(start_script, storage):
+    text = (
+        f"import runpy; runpy.run_path({str(EXAMPLES / 'preemptible.py')!r}, run_name='__main__')"
+    )
+    first = start_script(text, "--seconds", "600")
+    first.wait_for("step 500:")
+    first.process.send_signal(signal.SIGTERM)
+    assert first.wait(DEADLINE_S) == PreemptionError.EXIT_STATUS, first.output
+    assert "Traceback" not in first.output
+
+    run = storage / "preemptible"
+    last = rows(run)[-1]
+    assert "still training" not in (run / "error.txt").read_text(), "workers left by themselves"
+    assert last["should_checkpoint"]
+    again = start_script(text)
+    again.wait_for(f"training from step {last['step'] + 1}\n")
+    again.wait_for(f"step {last['step'] // 500 * 500 + 500}:")
+    again.process.send_signal(signal.SIGTERM)
+    assert again.wait(DEADLINE_S) == PreemptionError.EXIT_STATUS, again.output
+    steps = [row["step"] for row in rows(run)]
+    assert steps == sorted(set(steps))
+    assert f"process {again.process.pid}, run {run}\n" in again.output
+    Result.from_path(run).checkpoint.verify()
+
+
+@pytest.mark.campaign
+def test_a_training_whose_time_is_up_is_done_and_stays_so(run_example, storage):
+    output = run_example("preemptible.py", "--seconds", 1)
+    [step] = found(r"done at step (\d+)", output)
+    [run] = storage.iterdir()
+    assert rows(run)[-1]["step"] == step
+    assert "training from" not in run_example("preemptible.py")
+    assert rows(run)[-1]["step"] == step
+
+
+@pytest.mark.campaign
 def test_a_framework_from_outside_gives_what_one_process_gives(run_example, storage):
     output = run_example("custom_backend.py")
     assert "centres   the same, to the last bit" in output
@@ -237,6 +303,7 @@ def test_a_framework_from_outside_gives_what_one_process_gives(run_example, stor
     assert f"{run}/progress.csv\n" in output
 
 
+@pytest.mark.campaign
 def test_the_ring_adds_up_arrays_of_any_size_and_closes_its_sockets(start_script):
     script = start_script(
         """
@@ -288,6 +355,7 @@ def test_the_ring_adds_up_arrays_of_any_size_and_closes_its_sockets(start_script
     assert script.wait(DEADLINE_S) == 0, script.output
 
 
+@pytest.mark.campaign
 def test_metrics_of_all_ranks_are_those_of_one_process(run_example, storage):
     output = run_example("metrics_across_ranks.py")
     [run] = storage.iterdir()
@@ -299,6 +367,7 @@ def test_metrics_of_all_ranks_are_those_of_one_process(run_example, storage):
     assert last["auroc"] != pytest.approx(last["mean_of_ranks"]["auroc"], abs=1e-5)
 
 
+@pytest.mark.campaign
 def test_the_notebook_runs_from_top_to_bottom(start_script, tmp_path, storage):
     source = EXAMPLES / "notebook.ipynb"
     for cell in json.loads(source.read_text())["cells"]:
