@@ -23,6 +23,11 @@ COMMANDS = (
     ("start.py", "--runs", "9"),
     ("first_fit.py", "--runs", "9"),
     ("step_time.py", "--runs", "11"),
+    ("restart.py", "--runs", "9"),
+    ("sharded_save.py", "--runs", "7"),
+    ("checkpoints.py", "--runs", "9"),
+    ("report_checkpoint.py", "--runs", "9"),
+    ("checkpoints_s3.py", "--runs", "5"),
 )
 QUICK_COMMANDS = (
     ("import_time.py", "--runs", "2"),
@@ -32,6 +37,11 @@ QUICK_COMMANDS = (
     ("start.py", "--runs", "1", "--fits", "2"),
     ("first_fit.py", "--runs", "1"),
     ("step_time.py", "--runs", "1", "--scale", "0.2"),
+    ("restart.py", "--runs", "1"),
+    ("sharded_save.py", "--runs", "1", "--mib", "256"),
+    ("checkpoints.py", "--runs", "1", "--megabytes", "16"),
+    ("report_checkpoint.py", "--runs", "1", "--megabytes", "16"),
+    ("checkpoints_s3.py", "--runs", "1", "--megabytes", "64"),
 )
 
 
