@@ -61,6 +61,7 @@ TRAIN = """
 """
 
 
+@pytest.mark.campaign
 def test_a_run_on_a_full_disk_fails_as_runs_do_and_goes_on_when_there_is_room(tmp_path):
     (tmp_path / "train.py").write_text(textwrap.dedent(TRAIN))
     disk = tmp_path / "disk"

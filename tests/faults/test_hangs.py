@@ -77,6 +77,7 @@ def test_the_rank_that_hangs_is_named_with_its_stack_and_those_that_wait(hang, t
     assert "barrier" in stacks[0].read_text()
 
 
+@pytest.mark.campaign
 def test_a_collective_of_torch_that_a_rank_never_joins_names_that_rank(tmp_path):
     def train():
         import time

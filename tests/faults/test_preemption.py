@@ -25,7 +25,8 @@ TRAIN = """
 
     def report(step, save):
         rank = minitrain.get_context().get_world_rank()
-        with tempfile.TemporaryDirectory() as path:
+        # In the driver's own process SIGTERM may come while the directory is made.
+        with tempfile.TemporaryDirectory(dir=folder) as path:
             Path(path, f"step_{rank}").write_text(str(step))
             minitrain.report({"step": step}, Checkpoint.from_directory(path) if save else None)
 
@@ -129,6 +130,7 @@ def test_a_signal_for_every_process_ends_the_run_and_it_goes_on(start_script, tm
     assert "told True [0, 1]" in again.output
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_train_function_that_does_not_listen_is_ended_when_the_time_is_up(
     num_workers, start_script, tmp_path, all_gone

@@ -166,6 +166,7 @@ def test_with_fewer_left_than_the_least_the_run_ends(train):
     assert "there is room for fewer than 2 workers" in script.output
 
 
+@pytest.mark.campaign
 def test_shrinking_and_growing_again(train):
     script, code = train({"2": {"gpus": 2, "dies": True}, "5": {"gpus": 4}})
     assert code == 0, script.output

@@ -208,6 +208,7 @@ def test_a_resnet_loaded_back_is_as_accurate_as_all_ranks_said(start_script, bar
     assert script.wait(DEADLINE_S) == 0, script.output
 
 
+@pytest.mark.campaign
 def test_one_sentence_says_where_to_get_the_clothes(run_example, tmp_path, storage):
     error = run_example("fashion_mnist.py", "--data", tmp_path / "nowhere", exit_code=2)
     [sentence] = error.splitlines()

@@ -217,6 +217,7 @@ def test_workers_of_one_agent_serve_run_after_run():
     assert run(os.getppid, 1).return_value != pids[0]
 
 
+@pytest.mark.campaign
 def test_two_runs_at_once_do_not_disturb_each_other():
     import threading
 
@@ -886,6 +887,7 @@ def test_zero_workers_have_a_process_group_of_their_own():
     assert not torch.distributed.is_initialized()
 
 
+@pytest.mark.campaign
 # ------------------------------------------------------------------ what is preloaded
 def test_the_agent_has_one_thread_whatever_it_preloads(monkeypatch):
     from minitrain._driver.agents import SAFE_TO_FORK
