@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         CheckpointConfig,
         DataConfig,
         FailureConfig,
+        LaunchConfig,
         LoggingConfig,
         RunConfig,
         ScalingConfig,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from minitrain.context import PreemptionInfo, TrainContext
     from minitrain.exceptions import (
         ControllerError,
+        HostError,
         MinitrainError,
         PreemptionError,
         TrainingFailedError,
@@ -58,6 +60,7 @@ _HOMES = {
         "CheckpointConfig",
         "DataConfig",
         "FailureConfig",
+        "LaunchConfig",
         "LoggingConfig",
         "RunConfig",
         "ScalingConfig",
@@ -66,6 +69,7 @@ _HOMES = {
     "minitrain.context": ["PreemptionInfo", "TrainContext"],
     "minitrain.exceptions": [
         "ControllerError",
+        "HostError",
         "MinitrainError",
         "PreemptionError",
         "TrainingFailedError",
@@ -99,6 +103,8 @@ __all__ = [
     "ControllerError",
     "DataConfig",
     "FailureConfig",
+    "HostError",
+    "LaunchConfig",
     "LoggingConfig",
     "MinitrainError",
     "PreemptionError",

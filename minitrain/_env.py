@@ -12,7 +12,16 @@ from dataclasses import dataclass
 
 from minitrain.exceptions import ConfigurationError
 
-__all__ = ["VARIABLES", "Variable", "check", "flag", "override", "seconds", "text"]
+__all__ = [
+    "AGENT_VARIABLES",
+    "VARIABLES",
+    "Variable",
+    "check",
+    "flag",
+    "override",
+    "seconds",
+    "text",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +38,17 @@ class Variable:
     default: str
     meaning: str
 
+
+AGENT_VARIABLES = {
+    # Two libraries would start threads when they are imported, and the agent must have none:
+    # numpy's BLAS (workers are given theirs by call) and the allocator of pyarrow.
+    "OPENBLAS_NUM_THREADS": "1",
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
+    # A library that asks at import whether there is a GPU must not start CUDA in the agent:
+    # it could not be used in any fork. This way torch asks NVML.
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+}
+"""What an agent has in its environment for itself; none of its workers' business."""
 
 VARIABLES = {
     variable.name: variable
@@ -61,6 +81,39 @@ VARIABLES = {
         ),
         Variable("MINITRAIN_RETRY_S", "60", "how long a remote storage that fails is tried again"),
         Variable("MINITRAIN_STOP_GRACE_S", "5", "the time between SIGTERM and SIGKILL"),
+        Variable(
+            "MINITRAIN_HOSTS",
+            "",
+            "the hosts to train on, with commas, as `a,b:2`; a number says how many workers",
+        ),
+        Variable(
+            "MINITRAIN_WORKERS_PER_HOST", "", "how many workers a host takes that has no number"
+        ),
+        Variable(
+            "MINITRAIN_TRANSPORT",
+            "ssh",
+            "what starts a program on another host: `ssh`, `srun`, or a command with `{host}`",
+        ),
+        Variable(
+            "MINITRAIN_REMOTE_PYTHON",
+            "",
+            "the Python of other hosts, where it is not at the path of the driver's",
+        ),
+        Variable(
+            "MINITRAIN_REMOTE_ENV",
+            "",
+            "more variables that go to other hosts, with commas, as `WANDB_*,MY_TOKEN`",
+        ),
+        Variable(
+            "MINITRAIN_REMOTE_WORKDIR",
+            "",
+            "the working directory on other hosts, where it is not at the path of the driver's",
+        ),
+        Variable("MINITRAIN_SSH_OPTIONS", "", "more options for ssh, as in a shell"),
+        Variable("MINITRAIN_SYNC_CODE", "0", "1: other hosts get a copy of the working directory"),
+        Variable(
+            "MINITRAIN_COLLECT", "0", "1: workers read and write checkpoints through the driver"
+        ),
     ]
 }
 

@@ -21,6 +21,7 @@ __all__ = [
     "CheckpointConfig",
     "DataConfig",
     "FailureConfig",
+    "LaunchConfig",
     "LoggingConfig",
     "RunConfig",
     "ScalingConfig",
@@ -51,6 +52,12 @@ def _check_switch(where: str, value: Any) -> None:
         raise _refuse(where, value, "must be True or False")
 
 
+def _check_strings(where: str, values: Any, kind: str) -> None:
+    is_list = isinstance(values, list | tuple)
+    if not is_list or not all(isinstance(value, str) and value for value in values):
+        raise _refuse(where, values, f"must be a list of {kind}")
+
+
 @dataclass(frozen=True)
 class ScalingConfig:
     """How many workers, and what each of them gets.
@@ -64,12 +71,16 @@ class ScalingConfig:
             CPU otherwise. CPUs are the threads a worker computes with and are not reserved; a
             fraction of a GPU shares it.
         trainer_resources: Accepted as in ray.train; nothing is reserved for the driver.
-        placement_strategy: ``PACK``, ``SPREAD``, ``STRICT_PACK`` or ``STRICT_SPREAD``; on one
-            host they are all the same.
+        placement_strategy: ``PACK`` fills one host after the other, ``SPREAD`` gives every host
+            its share, ``STRICT_PACK`` wants all workers on one host, ``STRICT_SPREAD`` each on
+            its own; with one host they are all the same.
         accelerator_type: A part of the GPUs' model name that all of them must have, like
             ``"A100"``.
         elastic_resize_monitor_interval_s: With a pair for ``num_workers``: how often, at most,
             a checkpoint is taken as the occasion to start again with more workers.
+        hosts: The hosts to train on, ``["node1", "user@node2:2"]``, each with the most workers it
+            takes, where that is to be said; by default those of ``$MINITRAIN_HOSTS``, which
+            ``python -m minitrain.launch`` sets, else this machine.
 
     Raises:
         ConfigurationError: (a ValueError) A value is wrong or contradicts another.
@@ -87,6 +98,7 @@ class ScalingConfig:
     placement_strategy: str = "PACK"
     accelerator_type: str | None = None
     elastic_resize_monitor_interval_s: float = 60.0
+    hosts: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         self._check_num_workers()
@@ -104,6 +116,11 @@ class ScalingConfig:
             where = "ScalingConfig(elastic_resize_monitor_interval_s)"
             value = self.elastic_resize_monitor_interval_s
             raise _refuse(where, value, "must be a number of seconds >= 0")
+        if self.hosts is not None:
+            _check_strings("ScalingConfig(hosts)", self.hosts, "names like 'node1' or 'node2:4'")
+            if not self.hosts:
+                allowed = "must name a host; None trains on this machine"
+                raise _refuse("ScalingConfig(hosts)", self.hosts, allowed)
 
     def _check_num_workers(self) -> None:
         given = self.num_workers
@@ -251,6 +268,8 @@ class FailureConfig:
         preemption_grace_s: How long workers may go on after SIGTERM, to report a last
             checkpoint; less than whoever sends it waits before SIGKILL (Slurm and Kubernetes:
             30 s).
+        heartbeat_timeout_s: A host that has not been heard of for so long is lost, and the
+            workers on it with it; they end by themselves, as they hear nothing either.
     """
 
     max_failures: int = 0
@@ -258,6 +277,7 @@ class FailureConfig:
     hang_timeout_s: float | None = None
     max_preemption_failures: int = -1
     preemption_grace_s: float = 20.0
+    heartbeat_timeout_s: float = 20.0
 
     def __post_init__(self) -> None:
         for name in ("max_failures", "max_preemption_failures"):
@@ -272,6 +292,9 @@ class FailureConfig:
         if not _is_amount(self.preemption_grace_s):
             allowed = "must be a number of seconds >= 0"
             raise _refuse("FailureConfig(preemption_grace_s)", self.preemption_grace_s, allowed)
+        if not _is_amount(self.heartbeat_timeout_s) or self.heartbeat_timeout_s < 1:
+            allowed = "must be a number of seconds >= 1"
+            raise _refuse("FailureConfig(heartbeat_timeout_s)", self.heartbeat_timeout_s, allowed)
         if not isinstance(self.fail_fast, bool) and self.fail_fast != "raise":
             allowed = "must be True, False or 'raise'"
             raise _refuse("FailureConfig(fail_fast)", self.fail_fast, allowed)
@@ -326,6 +349,45 @@ class LoggingConfig:
 
 
 @dataclass(frozen=True)
+class LaunchConfig:
+    """How other hosts are reached, and what goes there.
+
+    What is not given here is taken from the environment variable that ``python -m
+    minitrain.launch`` sets.
+
+    Attributes:
+        transport: What starts a program on another host: ``"ssh"``, ``"srun"``, or a command
+            with ``{host}`` in it, such as ``"kubectl exec -i {host} --"``.
+        python: The path of the Python there; by default that of the driver's.
+        env: Names of variables that go there besides the usual ones; ``*`` stands for anything.
+            One that looks like a secret goes only if it is named in full.
+        working_dir: The working directory there; by default the driver's, where that exists.
+        ssh_options: More options for ssh, ``("-p", "2222")``; they win over the library's.
+        sync_code: Whether the working directory is copied there, less what git ignores.
+        collect: Whether what other hosts write is brought to the driver's storage.
+    """
+
+    transport: str | None = None
+    python: str | None = None
+    env: Sequence[str] = ()
+    working_dir: str | Path | None = None
+    ssh_options: Sequence[str] = ()
+    sync_code: bool | None = None
+    collect: bool | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("transport", "python", "working_dir"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, str | Path) or not str(value)):
+                raise _refuse(f"LaunchConfig({name})", value, "must be None or a string")
+        _check_strings("LaunchConfig(env)", self.env, "names of environment variables")
+        _check_strings("LaunchConfig(ssh_options)", self.ssh_options, "options of ssh, as strings")
+        for name in ("sync_code", "collect"):
+            if getattr(self, name) is not None:
+                _check_switch(f"LaunchConfig({name})", getattr(self, name))
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Which datasets are divided among the workers.
 
@@ -375,6 +437,7 @@ class RunConfig:
         worker_runtime_env: ``{"env_vars": {...}}``, added to the driver's environment.
         logging_config: What the library says on the console.
         log_ranks: Ranks whose output also appears on the driver's console, or ``"all"``.
+        launch_config: How other hosts are reached.
     """
 
     name: str | None = None
@@ -391,6 +454,7 @@ class RunConfig:
     worker_runtime_env: Mapping[str, Any] | None = None
     logging_config: LoggingConfig | None = None
     log_ranks: Sequence[int] | Literal["all"] = field(default=(0,))
+    launch_config: LaunchConfig | None = None
 
     def __post_init__(self) -> None:
         self._check_name()
@@ -423,6 +487,7 @@ class RunConfig:
             "checkpoint_config": CheckpointConfig,
             "sync_config": SyncConfig,
             "logging_config": LoggingConfig,
+            "launch_config": LaunchConfig,
         }
         for name, kind in kinds.items():
             value = getattr(self, name)

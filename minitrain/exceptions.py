@@ -7,9 +7,11 @@
     + PreemptionError             (also a SystemExit) ... because the machine is taken away
   - WorkerDiedError               a worker process ended without a word
     + AgentDiedError              ... because the agent it ran under did
+  - HostLostError                 a host, or the way to it, was lost
   - RemoteError                   stands for a worker's exception that could not be unpickled
   - LaunchError                   an agent or a worker could not be started
     + RendezvousTimeoutError      ... or did not join in time
+    + HostError                   ... because of one host, in that host's own words
   - CheckpointError               a checkpoint could not be written, found or read
     + CheckpointCorruptError
     + OutOfSpaceError             ... because the storage is full
@@ -35,6 +37,8 @@ __all__ = [
     "ConfigurationError",
     "ControllerError",
     "HangError",
+    "HostError",
+    "HostLostError",
     "LaunchError",
     "MinitrainError",
     "NotInTrainingError",
@@ -170,6 +174,23 @@ class AgentDiedError(WorkerDiedError):
         return f"the agent it ran under {describe_exit(self.exitcode)}, and its workers with it"
 
 
+class HostLostError(MinitrainError):
+    """A host, or the way to it, was lost while workers trained on it.
+
+    Attributes:
+        host: Its name, as it was given.
+        why: What was seen of that.
+    """
+
+    def __init__(self, host: str, why: str) -> None:
+        super().__init__(host, why)
+        self.host = host
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"{self.host} is lost: {self.why}"
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerFailure:
     """How one worker failed, as data: the exception itself may not survive pickling.
@@ -296,7 +317,9 @@ class PreemptionError(TrainingFailedError, SystemExit):
         self.code = self.EXIT_STATUS
 
     def __str__(self) -> str:
-        text = "the run was preempted"
+        hosts = getattr(self.preemption_info, "preempted_node_to_ranks", {})
+        text = f"the run was preempted: SIGTERM came on {', '.join(hosts)}"
+        text = text if hosts else "the run was preempted"
         if self.drain_timed_out:
             text += "; workers were still training when the grace period was over"
         return f"{text}. To go on: Trainer.restore({self.path!r})" if self.path else text
@@ -324,6 +347,28 @@ class RendezvousTimeoutError(LaunchError):
     def __str__(self) -> str:
         names = ", ".join(self.missing)
         return f"still waiting for {names} after {self.timeout_s:g} s ({self.setting} sets it)"
+
+
+class HostError(LaunchError):
+    """A host could not be reached, is not fit to train on, or was lost while it started.
+
+    Attributes:
+        host: Its name, as it was given.
+        problem: What is the matter with it.
+        words: What was said about it: the end of the transport's or the host's own error output.
+        advice: What to do.
+    """
+
+    def __init__(self, host: str, problem: str, words: str = "", advice: str = "") -> None:
+        super().__init__(host, problem, words, advice)
+        self.host = host
+        self.problem = problem
+        self.words = words
+        self.advice = advice
+
+    def __str__(self) -> str:
+        words = f": {self.words.rstrip('.')}" if self.words else ""
+        return f"{self.host} {self.problem}{words}. {self.advice}".rstrip()
 
 
 class CheckpointError(MinitrainError):

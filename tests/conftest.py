@@ -22,6 +22,7 @@ import pytest
 import minitrain
 from minitrain._driver import agents
 from minitrain._os.processes import is_alive
+from tests.hosts.world import world_pids
 
 pytest_plugins = ["tests.servers"]
 
@@ -73,12 +74,12 @@ class _Surroundings:
     def __init__(self, temporary: Path) -> None:
         from tests.servers import server_pids  # a plugin, which pytest must be the first to import
 
-        family = [os.getpid(), *_descendants(os.getpid(), but=server_pids())]
+        family = [os.getpid(), *_descendants(os.getpid(), but=server_pids() | world_pids())]
         self.processes = {
             f"process {pid}: {_command(pid)}" for pid in family[1:] if pid not in _idle_agents()
         }
         self.threads = {f"thread {thread.name}" for thread in threading.enumerate()}
-        self.sockets = {f"listening socket {name}" for name in _listening(family)}
+        self.sockets = _sockets(family)
         self.memory = {f"/dev/shm/{name}" for name in os.listdir("/dev/shm")}
         kept = ("pytest-of-", "torchinductor_")  # pytest's own, and a cache of torch's
         self.temporary = {
@@ -88,7 +89,9 @@ class _Surroundings:
         self.variables = {f"variable {name}" for name in names}
 
     def more_than(self, other: _Surroundings) -> list[str]:
-        return [leak for name in vars(self) for leak in getattr(self, name) - getattr(other, name)]
+        more = {name: getattr(self, name) - getattr(other, name) for name in vars(self)}
+        listening = [f"listening socket {name}" for name in _listening(more.pop("sockets"))]
+        return listening + [leak for leaks in more.values() for leak in leaks]
 
 
 def _wait_until_clean(before: _Surroundings, temporary: Path) -> _Surroundings:
@@ -106,7 +109,7 @@ def _idle_agents() -> set[int]:
 
 
 def _descendants(pid: int, *, but: frozenset[int]) -> list[int]:
-    """Return all processes below one; the storage servers stay for the whole session."""
+    """Return all processes below one; storage servers and hosts stay for the whole session."""
     found = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):
@@ -122,22 +125,29 @@ def _command(pid: int) -> str:
     return "gone"
 
 
-def _listening(pids: list[int]) -> set[str]:
-    """Return the listening TCP sockets that any of these processes holds."""
-    inodes = {}
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        for line in Path(table).read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == "0A":  # TCP_LISTEN
-                inodes[f"socket:[{fields[9]}]"] = fields[1]
+def _sockets(pids: list[int]) -> set[str]:
+    """Return the sockets that any of these processes holds, as the kernel numbers them."""
     found = set()
     for pid in pids:
         with contextlib.suppress(OSError):
             for descriptor in os.scandir(f"/proc/{pid}/fd"):
                 with contextlib.suppress(OSError):
                     target = os.readlink(descriptor.path)
-                    if target in inodes:
-                        found.add(f"{inodes[target]} of {pid}")
+                    if target.startswith("socket:"):
+                        found.add(target)
+    return found
+
+
+def _listening(sockets: set[str]) -> list[str]:
+    """Return the addresses at which any of these sockets listens for TCP connections."""
+    if not sockets:
+        return []  # the tables are slow to read
+    found = []
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:  # TCP_LISTEN
+                found.append(fields[1])
     return found
 
 

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import shutil
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Collection
@@ -23,6 +25,8 @@ from pathlib import Path
 __all__ = [
     "MARK_VARIABLE",
     "adopt_orphans",
+    "agent_folder",
+    "allow_open_files",
     "began_at",
     "die_with_parent",
     "is_alive",
@@ -43,6 +47,22 @@ _PR_SET_CHILD_SUBREAPER = 36
 _REAP_PERIOD_S = 0.002
 _OWNER = ".owner"
 _MAX_SWEEPS = 20
+
+
+def allow_open_files(more: int) -> None:
+    """Let this process open this many more files, as far as it may.
+
+    The usual limit of 1,024 is there for programs that use ``select``; what is meant for others is
+    the hard one.
+
+    Args:
+        more: How many, besides those that are open now.
+    """
+    wanted = len(os.listdir("/proc/self/fd")) + more  # noqa: PTH208 - their number only
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def die_with_parent(parent_pid: int, signum: signal.Signals = signal.SIGKILL) -> None:
@@ -157,6 +177,11 @@ def remove_shared_memory(pids: Collection[int]) -> None:
         for path in Path("/dev/shm").glob(f"torch_{pid}_*"):  # noqa: S108 - where shm_open puts it
             with suppress(OSError):
                 path.unlink()
+
+
+def agent_folder(name: str) -> Path:
+    """Return the folder of the temporary files of an agent's workers, on the agent's host."""
+    return Path(tempfile.gettempdir(), f"minitrain-{name}")
 
 
 def make_private_folder(path: Path) -> None:

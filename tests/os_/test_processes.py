@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import select
 import shutil
 import signal
@@ -17,6 +18,7 @@ import pytest
 
 from minitrain._os.processes import (
     MARK_VARIABLE,
+    allow_open_files,
     is_alive,
     kill_marked,
     make_private_folder,
@@ -466,3 +468,28 @@ def test_a_private_folder_takes_those_of_killed_processes_away_and_no_others(tmp
     running[alive].communicate(b"")
     make_private_folder(mine)
     assert sorted(tmp_path.iterdir()) == sorted([mine, users])
+
+
+@pytest.fixture
+def file_limit():
+    """Set the soft limit of open files for a test."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield lambda limit: resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_as_many_files_can_be_opened_as_were_asked_for(file_limit):
+    file_limit(128)
+    allow_open_files(300)
+    with contextlib.ExitStack() as files:
+        for _ in range(300):
+            files.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+
+
+def test_no_more_files_are_allowed_than_may_be_and_never_fewer(file_limit):
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    file_limit(128)
+    allow_open_files(1)
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (128, hard)
+    allow_open_files(1 << 30)
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)

@@ -17,6 +17,7 @@ from minitrain import (
     CheckpointConfig,
     DataConfig,
     FailureConfig,
+    LaunchConfig,
     LoggingConfig,
     RunConfig,
     ScalingConfig,
@@ -223,6 +224,9 @@ def test_checkpoint_config_refuses(field, value, allowed):
         ("max_failures", "1", "must be an integer >= 0, or -1 for no limit"),
         ("max_failures", True, "must be an integer >= 0, or -1 for no limit"),
         ("max_failures", None, "must be an integer >= 0, or -1 for no limit"),
+        ("heartbeat_timeout_s", 0.5, "must be a number of seconds >= 1"),
+        ("heartbeat_timeout_s", float("inf"), "must be a number of seconds >= 1"),
+        ("heartbeat_timeout_s", "20", "must be a number of seconds >= 1"),
         ("fail_fast", "never", "must be True, False or 'raise'"),
         ("fail_fast", 1, "must be True, False or 'raise'"),
         ("fail_fast", None, "must be True, False or 'raise'"),
@@ -378,6 +382,7 @@ def test_run_config_fills_in_what_is_not_given():
     assert config.checkpoint_config == CheckpointConfig()
     assert config.sync_config == SyncConfig()
     assert config.logging_config == LoggingConfig()
+    assert config.launch_config == LaunchConfig()
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ SAMPLES = {
     "AgentDiedError": exc.AgentDiedError(-9),
     "CollectiveTimeoutError": exc.CollectiveTimeoutError("barrier()", [1, 2], 3.0),
     "HangError": exc.HangError(3.0, [0, 2], "it was stopped (SIGSTOP)"),
+    "HostError": exc.HostError("node2", "cannot be reached", "ssh: no", "Try: ssh node2 true"),
+    "HostLostError": exc.HostLostError("node2", "it has said nothing for 20 s"),
     "PreemptionError": exc.PreemptionError(None, True, "/runs/a"),
     "OutOfSpaceError": exc.OutOfSpaceError("/run/checkpoint_000003", 4096, 1024),
     "RemoteError": exc.RemoteError("pkg.Error", "no"),
