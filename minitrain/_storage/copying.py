@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-__all__ = ["can_clone", "checksum", "copy_file"]
+__all__ = ["can_clone", "checksum", "copy_file", "start_writing_back"]
 
 _PIECE_BYTES = 2 << 20
 _BUFFER_BYTES = 256 << 10  # stays in the processor's cache between reading and summing up
@@ -94,7 +94,7 @@ def _pieces(reader: int, writer: int) -> Iterator[int]:
     """Copy piece by piece, and yield how large each was."""
     offset = 0
     while size := _copy_piece(reader, writer, offset):
-        _start_writing_back(writer, offset, size)
+        start_writing_back(writer, offset, size)
         offset += size
         yield size
 
@@ -110,7 +110,7 @@ def _copy_piece(reader: int, writer: int, offset: int) -> int:
     return os.write(writer, piece) if piece else 0
 
 
-def _start_writing_back(descriptor: int, offset: int, size: int) -> None:
+def start_writing_back(descriptor: int, offset: int, size: int) -> None:
     """Have the kernel begin to write a part of a file to the disk; only a hint."""
     begin, length = ctypes.c_int64(offset), ctypes.c_int64(size)
     _LIBC.sync_file_range(descriptor, begin, length, _SYNC_FILE_RANGE_WRITE)

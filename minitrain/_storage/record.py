@@ -6,7 +6,7 @@ import datetime
 import json
 import os
 import socket
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from minitrain._logging import logger
@@ -72,6 +72,7 @@ class RunRecord:
         checkpoints: Names of those that stay, oldest first.
         began: When fit() was called.
         ended: When it was over.
+        launch: The launch of another launcher that it is part of; None: fit() started workers.
     """
 
     name: str
@@ -89,6 +90,7 @@ class RunRecord:
     checkpoints: list[str] = field(default_factory=list)
     began: str = field(default_factory=now)
     ended: str | None = None
+    launch: str | None = None
 
     @property
     def is_over(self) -> bool:
@@ -96,8 +98,12 @@ class RunRecord:
         return self.status in {"finished", "stopped"}
 
     def dump(self) -> bytes:
-        """Return what ``run.json`` is to say."""
-        return json.dumps(asdict(self), indent=1).encode() + b"\n"
+        """Return what ``run.json`` is to say: one line a name, and one an attempt.
+
+        Written again at every checkpoint, also where there are thousands of workers.
+        """
+        lines = [f" {json.dumps(name)}: {_lines(value)}" for name, value in vars(self).items()]
+        return "\n".join(["{", ",\n".join(lines), "}", ""]).encode()
 
     @property
     def driver_is_alive(self) -> bool:
@@ -132,3 +138,9 @@ class RunRecord:
         values = json.loads(data)
         values["attempts"] = [Attempt(**attempt) for attempt in values["attempts"]]
         return cls(**values)
+
+
+def _lines(value: Any) -> str:
+    if isinstance(value, list) and value and isinstance(value[0], Attempt):
+        return "[\n" + ",\n".join(f"  {json.dumps(vars(attempt))}" for attempt in value) + "\n ]"
+    return json.dumps(value)

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from minitrain._os.machine import node_ip
+
 __all__ = [
     "RowBuilder",
     "RowFile",
@@ -74,16 +76,6 @@ class RowBuilder:
         """Forget the last row: its report did not count."""
         self._count -= 1
         self._last_s = self._before_s
-
-
-def node_ip() -> str:
-    """Return the address by which this host reaches others, or loopback."""
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect(("10.255.255.255", 9))  # sends nothing; asks for the route
-            return str(probe.getsockname()[0])
-    except OSError:
-        return "127.0.0.1"
 
 
 class RowFile:

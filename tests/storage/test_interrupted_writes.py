@@ -278,11 +278,12 @@ def killed_before_call(number: int, function) -> bool:
     return child.exitcode == KILLED
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize(
     ("name", "move"),
     [
         pytest.param(NAMES[0], False, id="copied"),
-        pytest.param(NAMES[1], True, id="moved", marks=pytest.mark.campaign),
+        pytest.param(NAMES[1], True, id="moved"),
     ],
 )
 def test_a_writer_killed_at_any_moment_leaves_a_whole_checkpoint_or_one_to_sweep(
