@@ -16,7 +16,6 @@ from typing import Any, Protocol, TypeAlias
 
 from minitrain._manifest import MANIFEST
 from minitrain._storage.disk import FileEntry
-from minitrain._storage.layout import RunLayout
 from minitrain._storage.rows import RowBuilder, RowFile
 from minitrain._uploads import Upload, Uploads, out_of_reach
 from minitrain._wire.messages import (
@@ -99,9 +98,11 @@ class TrainSession:
         self._unsettled: set[int] = set()  # asynchronous reports whose checkpoints are on their way
         self._lost: Exception | None = None
         self._rows: RowFile | None = None
+        self._builder: RowBuilder | None = None
         if context.get_world_rank() == 0:
-            self._rows = RowFile(RunLayout(Path(run.home)).rows, run.config)
             self._builder = RowBuilder(run.run_id, train.iterations, train.time_total_s)
+            if train.rows:  # otherwise this is not the driver's host, and the driver writes them
+                self._rows = RowFile(Path(train.rows), run.config)
 
     def settle(self) -> None:
         """Wait until every checkpoint on its way is committed.
@@ -180,10 +181,7 @@ class TrainSession:
                 self._raise_if_lost()
 
     def _report_metrics(self, metrics: dict[str, Any]) -> None:
-        row = None
-        if self._rows is not None:
-            row = self._builder.row(metrics, None)
-            self._rows.append(row, durable=False)
+        row = self._row(metrics, None, write=True)
         self._hand_over(Reported(self._next_report(), metrics, row), ask=self._run.asks_to_go_on)
 
     def _report_and_wait(
@@ -196,7 +194,7 @@ class TrainSession:
             files = self._writing(checkpoint, name, options)()
         except CheckpointError as error:  # all ranks learn of it, and it is raised in each of them
             problem = error
-        row = self._builder.row(metrics, name) if self._rows is not None else None
+        row = self._row(metrics, name, write=False)
         index = self._next_report()
         in_place = _is_in_place(options)
         question = self._next_question()
@@ -206,7 +204,7 @@ class TrainSession:
         try:
             goes_on = self._ask(news, question, "report")
         except Exception:
-            if self._rows is not None:
+            if self._builder is not None:
                 self._builder.take_back()
             raise
         if self._rows is not None and row is not None:
@@ -221,10 +219,7 @@ class TrainSession:
         try:
             name = self._name_for(checkpoint, options)
             write = self._writing(self._taken(checkpoint, options), name, options)
-            row = None
-            if self._rows is not None:
-                row = self._builder.row(metrics, name)
-                self._rows.append(row, durable=False)
+            row = self._row(metrics, name, write=True)
         except BaseException:
             self._uploads.give_room_back()
             raise
@@ -236,6 +231,17 @@ class TrainSession:
             index, metrics, row, name, in_place=options.function is not None, pending=True
         )
         self._hand_over(news, ask=self._run.asks_to_go_on)
+
+    def _row(
+        self, metrics: dict[str, Any], name: str | None, *, write: bool
+    ) -> dict[str, Any] | None:
+        """Return a report's row, if this rank is the one that makes them."""
+        if self._builder is None:
+            return None
+        row = self._builder.row(metrics, name)
+        if write and self._rows is not None:
+            self._rows.append(row, durable=False)
+        return row
 
     def _hand_over(self, news: Reported, *, ask: bool) -> None:
         if not ask:
@@ -259,10 +265,14 @@ class TrainSession:
         same_place = checkpoint.is_local == self._storage.is_local and folder == self._storage.root
         if not same_place or wanted not in {None, name}:
             path = self._storage.checkpoint(wanted or "NAME").path
+            there = checkpoint.path
+            if checkpoint.is_local != self._storage.is_local:
+                there += ", but not in its filesystem, get_context().get_storage()"
+                there += ".storage_filesystem: pass that to Checkpoint(path, filesystem) as well"
             raise ValueError(
                 f"{where}: the files must be in the run's directory, in {path}, which "
                 "get_context().get_storage().build_checkpoint_path_from_name(name) gives; they are "
-                f"in {checkpoint.path}"
+                f"in {there}"
             )
         return name
 
@@ -331,10 +341,16 @@ class TrainSession:
     def collective(self, operation: str, data: Any) -> Any:
         """Wait for all ranks and return rank 0's data."""
         with self._lock:
-            sent = pickle.dumps(data) if self.context.get_world_rank() == 0 else None
+            sent = self._packed(data) if self.context.get_world_rank() == 0 else None
             question = self._next_question()
             news = CollectiveEntered(question, operation, sent)
-            return pickle.loads(self._ask(news, question, operation))
+            return self._unpacked(self._ask(news, question, operation))
+
+    def _packed(self, data: Any) -> bytes:
+        return pickle.dumps(data)
+
+    def _unpacked(self, data: bytes) -> Any:
+        return pickle.loads(data)
 
     def _next_report(self) -> int:
         self.num_reports += 1

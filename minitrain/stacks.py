@@ -29,7 +29,7 @@ def stacks(run_dir: str | os.PathLike[str]) -> dict[int, str]:
     """Return the Python stacks of a running run's workers, every thread of each.
 
     They are also written next to the workers' logs. A worker that cannot answer, because it is
-    stopped for one, has that in its text.
+    stopped for one, has that in its text; so has one on another host, where one has to ask.
 
     Args:
         run_dir: The run's directory.
@@ -50,7 +50,9 @@ def stacks(run_dir: str | os.PathLike[str]) -> dict[int, str]:
     for rank, text in by_rank.items():
         with suppress(OSError):  # a full disk must not hide them
             write_bytes(layout.stacks(len(record.attempts) - 1, rank), text.encode())
-    return by_rank
+    elsewhere = _hosts_elsewhere(record.attempts[-1].workers)
+    remarks = {rank: f"which is on {host}: ask there" for rank, host in elsewhere.items()}
+    return dict(sorted({**by_rank, **remarks}.items()))
 
 
 def _record(layout: RunLayout) -> RunRecord:
@@ -80,14 +82,21 @@ def _require_running(record: RunRecord, root: Path) -> None:
 
 
 def _pids_here(workers: list[dict[str, object]]) -> dict[int, int]:
-    """Return the process ids of a run's workers by rank, if all are on this host."""
-    here = socket.gethostname()
-    elsewhere = sorted({str(worker["hostname"]) for worker in workers} - {here})
-    if elsewhere:
+    """Return the process ids of a run's workers by rank, as far as they are on this host."""
+    elsewhere = _hosts_elsewhere(workers)
+    pids = {int(str(worker["rank"])): int(str(worker["pid"])) for worker in workers}
+    if len(elsewhere) == len(pids):
+        hosts = ", ".join(sorted(set(elsewhere.values())))
         raise RuntimeError(
-            f"workers run on {', '.join(elsewhere)}, and this is {here}: run it there"
+            f"workers run on {hosts}, and this is {socket.gethostname()}: run it there"
         )
-    return {int(str(worker["rank"])): int(str(worker["pid"])) for worker in workers}
+    return {rank: pid for rank, pid in pids.items() if rank not in elsewhere}
+
+
+def _hosts_elsewhere(workers: list[dict[str, object]]) -> dict[int, str]:
+    """Return the hosts of those workers, by rank, that are not on this one."""
+    hosts = {int(str(worker["rank"])): str(worker["hostname"]) for worker in workers}
+    return {rank: host for rank, host in hosts.items() if host != socket.gethostname()}
 
 
 def _require_permission(pids: dict[int, int]) -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
 import signal
 from contextlib import suppress
-from pathlib import Path
 
-from minitrain._agent.agent import Agent
 from minitrain._agent.preload import preload
 from minitrain._wire.channel import Channel
 
@@ -19,17 +18,26 @@ def main() -> None:
     """Run an agent until its driver is gone or sends it away."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--driver", type=int, default=0, help="the driver's pid, if on this host")
-    parser.add_argument("--folder", type=Path, required=True, help="for its temporary files")
+    parser.add_argument("--name", required=True, help="what the driver calls it")
+    parser.add_argument(
+        "--silence",
+        type=float,
+        default=0.0,
+        help="seconds the driver may say nothing, if elsewhere",
+    )
     arguments = parser.parse_args()
     driver: int = arguments.driver
     channel = Channel(*_take_channel())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # of a terminal's end; the channel's end counts
     _leave_the_processor_to_workers()
-    _watch_driver_while_importing(driver)
+    _watch_driver_while_importing(driver, channel)
     preload(["torch", "minitrain._worker.main", "psutil", "threadpoolctl"])
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    Agent(channel, driver, arguments.folder).run()
+    from minitrain._agent.agent import Agent  # not before: it imports torch, and nobody watched
+
+    Agent(channel, arguments.name, driver, arguments.silence).run()
 
 
 def _leave_the_processor_to_workers() -> None:
@@ -52,13 +60,13 @@ def _take_channel() -> tuple[int, int]:
     return read_fd, write_fd
 
 
-def _watch_driver_while_importing(driver: int) -> None:
+def _watch_driver_while_importing(driver: int, channel: Channel) -> None:
     """End this process if the driver dies before anybody reads the channel."""
-    if not driver:
-        return
+    hung_up = select.poll()
+    hung_up.register(channel.read_fd, select.POLLRDHUP)
 
     def look(*_: object) -> None:
-        if os.getppid() != driver:
+        if hung_up.poll(0) or (driver and os.getppid() != driver):
             os._exit(1)
 
     signal.signal(signal.SIGALRM, look)

@@ -6,53 +6,67 @@
            <-- news ------- rings, outputs, ends of workers
 
 It has no threads and never touches CUDA, so that it can always fork another worker. Whatever
-happens to the driver ends the channel, and with it the agent and all that carry its mark.
+happens to the driver ends the channel, and with it the agent and all that carry its mark. A driver
+on another host says every few seconds that it is alive: a link that was cut ends no channel.
 """
 
 from __future__ import annotations
 
+import math
 import multiprocessing as mp
 import os
+import select
 import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeAlias
 
 from minitrain._agent.child import Child, fork_worker
+from minitrain._agent.local_order import LocalOrder
 from minitrain._agent.preload import preload
 from minitrain._agent.store import Store
-from minitrain._os.machine import interface_towards, num_cpus
+from minitrain._agent.survey import survey
+from minitrain._agent.survivor import LastDuty, Survivor
+from minitrain._os.gpus import list_gpus
+from minitrain._os.machine import addresses, interface_towards, num_cpus
 from minitrain._os.memory import OomCounter
 from minitrain._os.processes import (
     MARK_VARIABLE,
     adopt_orphans,
+    agent_folder,
     make_private_folder,
     reap_orphans,
     remove_shared_memory,
     remove_traces,
 )
 from minitrain._os.stacks import stacks_of
-from minitrain._storage.rows import node_ip
 from minitrain._wire.channel import Channel, ChannelClosed
 from minitrain._wire.messages import (
     AgentReady,
     AttemptGone,
     Exit,
+    FileAnswer,
+    FileRequest,
     FromWorker,
     Output,
+    Ping,
+    Pong,
     PreemptionSensed,
     Preload,
+    RemoveTraces,
     ServeStore,
     StacksWritten,
+    StartFailed,
     StartWorkers,
     StopWorkers,
     StoreServed,
+    Survey,
+    TakeCode,
     ToWorker,
     WorkerExited,
     WorkerStarted,
@@ -63,6 +77,8 @@ __all__ = ["Agent"]
 
 _REAP_S = 5.0
 """How long processes may take to vanish after SIGKILL; one stuck in the kernel never does."""
+_PART_BYTES = 128 << 10
+"""What workers ask of the run's files travels in parts that stay in a processor's cache."""
 _MAX_UNSENT_BYTES = 16 << 20
 """While the driver leaves more than this unread, workers keep what they have to say."""
 
@@ -70,6 +86,8 @@ _ORPHANS_S = 1.0
 """How long killed descendants, whose parents were killed before them, may take to vanish."""
 _IDLE_S = 0.2
 """How long there must have been nothing to do before a module is imported in advance."""
+_PONGS_PER_SILENCE = 5
+"""How often the agent says that it is alive, in the time it may say nothing."""
 
 Callback: TypeAlias = Callable[[], object]
 
@@ -87,24 +105,29 @@ class Agent:
 
     Args:
         channel: To the driver, over two descriptors.
+        name: What the driver calls it; names the folder of its workers' temporary files.
         driver: The driver's process id if it is on this host, else 0.
-        folder: For temporary files of this agent's workers; it need not exist.
+        silence_s: How long a driver elsewhere may say nothing before it counts as gone.
     """
 
-    def __init__(self, channel: Channel, driver: int, folder: Path) -> None:
+    def __init__(self, channel: Channel, name: str, driver: int, silence_s: float = 0.0) -> None:
         self._channel = channel
         self._mark = os.environ[MARK_VARIABLE]
-        self._folder = folder
+        self._folder = agent_folder(name)
         self._driver = driver
+        self._silence_s = silence_s
+        self._heard_s = time.monotonic()
+        self._orders = LocalOrder(self._folder, elsewhere=not driver)
         self._selector = selectors.DefaultSelector()
         self._children: dict[int, Child] = {}
-        self._store: Store | None = None
+        self._store: Store | Survivor | None = None
         self._stop: _Stop | None = None
         self._leaving = False
         self._when_idle: list[str] = []
         self._paused = False
         self._waits_to_write = False
         self._num_cpus = num_cpus()
+        self._buffer = memoryview(bytearray(_PART_BYTES))
         self._oom_counter: OomCounter
         self._driver_pidfd: int | None = None
         self._watch(channel.read_fd, self._read_orders)
@@ -136,7 +159,16 @@ class Agent:
     # ------------------------------------------------------------------ the one wait
     def run(self) -> None:
         """Serve the driver until it is gone or sends the agent away."""
-        self._send(AgentReady(os.getpid(), socket.gethostname(), node_ip(), self._num_cpus))
+        self._send(
+            AgentReady(
+                os.getpid(),
+                socket.gethostname(),
+                addresses(),
+                self._num_cpus,
+                tuple(list_gpus()),
+                time.monotonic(),
+            )
+        )
         while not self._leaving:
             ready = self._selector.select(self._time_left_s())
             for key, _ in ready:
@@ -145,23 +177,54 @@ class Agent:
                 if self._leaving:
                     break
             self._take_due_step()
-            if not ready and self._is_idle():
-                preload([self._when_idle.pop(0)])
+            if self._silence_left_s() <= 0:
+                self._leaving = True
+            elif not ready and self._is_idle():
+                self._preload([self._when_idle.pop(0)])
         self._end_everything()
 
     def _is_idle(self) -> bool:
         return bool(self._when_idle) and not self._children and self._stop is None
 
     def _time_left_s(self) -> float | None:
+        left_s = self._silence_left_s()
         if self._is_idle():
-            return _IDLE_S
-        if self._stop is None:
-            return None
-        return max(0.0, self._stop.steps[0][0] - time.monotonic())
+            left_s = min(left_s, _IDLE_S)
+        if self._stop is not None:
+            left_s = min(left_s, self._stop.steps[0][0] - time.monotonic())
+        return None if left_s == math.inf else max(0.0, left_s)
 
-    def _send(self, message: Any) -> None:
+    def _silence_left_s(self) -> float:
+        """Return how long the driver may still say nothing; infinity if that is no sign of it."""
+        if not self._silence_s:
+            return math.inf
+        left_s = self._heard_s + self._silence_s - time.monotonic()
+        if left_s <= 0 and select.select([self._channel.read_fd], [], [], 0)[0]:
+            return 0.001  # it has spoken while this agent was busy
+        return left_s
+
+    def _preload(self, modules: Iterable[str]) -> None:
+        with self._saying_so():
+            preload(modules)
+
+    @contextmanager
+    def _saying_so(self) -> Generator[None]:
+        """Tell a driver elsewhere that the agent is alive while it imports for a long time."""
+        if not self._silence_s:
+            yield
+            return
+        period_s = self._silence_s / _PONGS_PER_SILENCE
+        signal.signal(signal.SIGALRM, lambda *_: self._send(Pong()))
+        signal.setitimer(signal.ITIMER_REAL, period_s, period_s)
         try:
-            self._channel.send(message)
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+    def _send(self, message: Any, data: memoryview | bytes = b"") -> None:
+        try:
+            self._channel.send(message, data)
         except ChannelClosed:
             self._leaving = True
         self._follow_unsent()
@@ -194,6 +257,7 @@ class Agent:
             if paused:
                 self._selector.unregister(child.ring.fileno())
                 self._unwatch_output(child)
+                self._unwatch_questions(child)
             else:
                 self._listen_to(child)
 
@@ -204,39 +268,91 @@ class Agent:
         except ChannelClosed:
             self._leaving = True
             return
+        self._heard_s = time.monotonic()
         for order in orders:
             self._obey(order)
 
     def _obey(self, order: Any) -> None:
         match order:
+            case Ping(timeout_s=timeout_s):
+                self._silence_s = timeout_s
+                self._send(Pong())
             case Preload(modules=modules, when_idle=when_idle):
-                preload(modules if not when_idle else ())
+                self._preload(modules if not when_idle else ())
                 self._when_idle += modules if when_idle else ()
-            case ServeStore(address=address):
-                self._serve_store(address)
+            case RemoveTraces(name=name):
+                remove_traces(name, agent_folder(name))
+            case TakeCode(archive=archive):
+                self._orders.code = archive
+            case Exit():
+                self._leaving = True
+            case _:
+                self._obey_for_attempt(order)
+
+    def _obey_for_attempt(self, order: Any) -> None:
+        match order:
+            case ServeStore(for_others=for_others):
+                self._serve_store("0.0.0.0" if for_others else "127.0.0.1")  # noqa: S104
+            case Survey():
+                self._send(survey(order))
             case StartWorkers():
-                self._start_workers(order)
-            case ToWorker():
+                try:
+                    self._start_workers(self._orders.here(order))
+                except OSError as error:
+                    self._send(StartFailed(order.attempt, str(error)))
+            case ToWorker() | FileAnswer():
                 self._pass_on(order)
             case StopWorkers():
                 self._begin_stop(order)
             case WriteStacks():
                 self._write_stacks(order)
-            case Exit():
-                self._leaving = True
             case _:
                 raise AssertionError(f"unknown order {order!r}")
 
-    def _pass_on(self, order: ToWorker) -> None:
-        child = self._children.get(order.rank)
-        if child is not None and child.attempt == order.attempt:
-            child.order(order.order)
+    def _pass_on(self, order: ToWorker | FileAnswer) -> None:
+        for child in self._children.values():
+            if child.attempt != order.attempt or order.rank not in {None, child.rank}:
+                continue
+            if isinstance(order, ToWorker):
+                child.order(order.order)
+                self._flush_when_writable(child.orders)
+            elif child.files is not None:
+                with suppress(ChannelClosed):  # its end will be noticed
+                    child.files.send_bytes(order.data)
+                self._flush_when_writable(child.files)
+
+    def _flush_when_writable(self, channel: Channel) -> None:
+        """See to it that a worker gets the rest of what did not fit into its pipe."""
+        if channel.unsent_bytes and channel.write_fd not in self._selector.get_map():
+            flush = partial(self._flush_to_worker, channel)
+            self._selector.register(channel.write_fd, selectors.EVENT_WRITE, flush)
+
+    def _flush_to_worker(self, channel: Channel) -> None:
+        is_open = True
+        try:
+            channel.flush()
+        except ChannelClosed:
+            is_open = False
+        if not is_open or not channel.unsent_bytes:
+            self._selector.unregister(channel.write_fd)
 
     def _serve_store(self, address: str) -> None:
-        assert self._store is None, "the attempt before has ended, and its store with it"
-        descriptors = self._own_descriptors()
-        self._store = Store(address, descriptors, self._mark, self._folder, self._driver)
-        self._send(StoreServed(self._store.port))
+        self._stop_store()  # of a start that came to nothing
+        store = Store(address, *self._for_survivor())
+        self._store = store
+        self._send(StoreServed(store.port))
+
+    def _stop_store(self) -> None:
+        if self._store is not None:
+            self._store.stop()
+            self._store = None
+
+    def _for_survivor(self) -> tuple[tuple[int, ...], LastDuty]:
+        """Return what a process with the last duty must close, and the duty."""
+        read_fd = self._channel.read_fd
+        others = tuple(fd for fd in self._own_descriptors() if fd != read_fd)
+        duty = LastDuty(os.getpid(), self._driver, read_fd, self._mark, self._folder)
+        return (self._own_descriptors(), duty) if self._driver else (others, duty)
 
     def _own_descriptors(self) -> tuple[int, ...]:
         """Return every descriptor of the agent that no other process must hold."""
@@ -246,11 +362,17 @@ class Agent:
             own.append(self._driver_pidfd)
         for child in self._children.values():
             own += [child.pidfd, child.orders.read_fd, child.output_fd, child.log_fd]
+            if child.files is not None:
+                own += [child.files.read_fd, child.files.write_fd]
         return tuple(own)
 
     def _start_workers(self, order: StartWorkers) -> None:
         interface = interface_towards(order.store_address)
         self._give_temporary_folder()
+        self._orders.make_folders(order)
+        if self._store is None:
+            close_fds, duty = self._for_survivor()
+            self._store = Survivor(duty, close_fds)
         self._oom_counter = OomCounter()
         for place in order.places:
             child = fork_worker(
@@ -279,6 +401,8 @@ class Agent:
     def _listen_to(self, child: Child) -> None:
         self._watch(child.ring.fileno(), partial(self._pass_news_on, child))
         self._watch(child.output_fd, partial(self._pass_output_on, child))
+        if child.files is not None:
+            self._watch(child.files.read_fd, partial(self._pass_question_on, child))
 
     def _unwatch_output(self, child: Child) -> None:
         with suppress(KeyError):  # it closed its output long ago
@@ -297,6 +421,25 @@ class Agent:
             self._unwatch_output(child)
         return data
 
+    # ------------------------------------------------------------------ the run's files
+    def _pass_question_on(self, child: Child) -> None:
+        """Pass on what a worker asks of the run's files, a part at a time."""
+        assert child.files is not None
+        if self._paused:
+            return  # since a moment ago: the driver does not keep up
+        try:
+            data = child.files.receive_bytes(self._buffer)
+        except ChannelClosed:
+            self._unwatch_questions(child)
+        else:
+            if data:
+                self._send(FileRequest(child.attempt, child.rank), data)
+
+    def _unwatch_questions(self, child: Child) -> None:
+        if child.files is not None:
+            with suppress(KeyError):  # it has ended
+                self._selector.unregister(child.files.read_fd)
+
     def _bury(self, child: Child) -> None:
         """Pass on what a worker left behind, end what it started, and say how it ended."""
         noticed_s = time.monotonic()
@@ -307,7 +450,9 @@ class Agent:
             self._send(FromWorker(child.attempt, child.rank, tuple(news)))
         while self._pass_output_on(child):
             pass
-        for descriptor in (child.ring.fileno(), child.output_fd, child.pidfd):
+        channels = [child.orders] if child.files is None else [child.orders, child.files]
+        ends = {end for channel in channels for end in (channel.read_fd, channel.write_fd)}
+        for descriptor in (child.ring.fileno(), child.output_fd, child.pidfd, *ends):
             with suppress(KeyError):
                 self._selector.unregister(descriptor)
         del self._children[child.rank]
@@ -319,11 +464,7 @@ class Agent:
     def _write_stacks(self, order: WriteStacks) -> None:
         pids = {child.pid: rank for rank, child in self._children.items()}
         texts = stacks_of(pids, order.timeout_s, wake=True)
-        stacks = {pids[pid]: text for pid, text in texts.items()}
-        for rank, text in stacks.items():
-            with suppress(OSError):  # a full disk; the driver is told them as well
-                Path(order.log_dir, f"stacks_rank_{rank}.txt").write_text(text, encoding="utf-8")
-        self._send(StacksWritten(order.attempt, stacks))
+        self._send(StacksWritten(order.attempt, {pids[pid]: text for pid, text in texts.items()}))
 
     # ------------------------------------------------------------------ stopping
     def _begin_stop(self, order: StopWorkers) -> None:
@@ -350,9 +491,7 @@ class Agent:
         assert self._stop is not None
         survivors = tuple(child.pid for child in self._children.values())
         attempt, self._stop = self._stop.attempt, None
-        if self._store is not None:
-            self._store.stop()
-            self._store = None
+        self._stop_store()
         killed = remove_traces(self._mark, self._folder, spare=survivors)
         if not survivors:
             remove_shared_memory([*killed, *reap_orphans(_ORPHANS_S)])

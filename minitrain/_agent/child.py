@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import os
 import signal
@@ -22,6 +23,7 @@ __all__ = ["Child", "fork_worker"]
 
 _ENTRY = ("minitrain._worker.main", "run")
 _OUTPUT_BYTES = 1 << 16
+_PIPE_BYTES = 1 << 20
 
 
 @dataclass(slots=True)
@@ -38,6 +40,7 @@ class Child:
         output_fd: Where its output arrives.
         log_fd: Its log file.
         on_console: Whether its output also goes to the driver.
+        files: Where it asks for the run's files, if the driver serves them.
     """
 
     rank: int
@@ -49,6 +52,7 @@ class Child:
     output_fd: int
     log_fd: int
     on_console: bool
+    files: Channel | None = None
 
     @property
     def pid(self) -> int:
@@ -93,6 +97,8 @@ class Child:
         """Close the agent's ends."""
         self.orders.close()
         self.ring.close()
+        if self.files is not None:
+            self.files.close()
         for descriptor in (self.pidfd, self.output_fd, self.log_fd):
             os.close(descriptor)
         self.process.close()
@@ -119,7 +125,9 @@ def fork_worker(
     orders, worker_orders = socket.socketpair()
     output_fd, worker_output_fd = os.pipe()
     os.set_blocking(output_fd, False)
-    log_path = Path(start.log_dir, f"rank_{place.rank}.log")
+    files, worker_files = _file_pipes() if start.files else (None, ())
+    own_files = (files.read_fd, files.write_fd) if files is not None else ()
+    log_path = Path(start.log_dir, f"rank_{place.rank}.log") if start.log_dir else os.devnull
     log_fd = os.open(log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     forked = ForkedWorker(
         start,
@@ -127,9 +135,10 @@ def fork_worker(
         ring,
         orders_fd=worker_orders.fileno(),
         output_fd=worker_output_fd,
-        close_fds=(*close_fds, orders.fileno(), output_fd, log_fd),
+        close_fds=(*close_fds, orders.fileno(), output_fd, log_fd, *own_files),
         interface=interface,
         num_cpus=num_cpus,
+        file_fds=worker_files or None,
     )
     module, function = _ENTRY
     entry = getattr(importlib.import_module(module), function)
@@ -138,7 +147,8 @@ def fork_worker(
     )
     process.start()
     worker_orders.close()
-    os.close(worker_output_fd)
+    for descriptor in (worker_output_fd, *worker_files):
+        os.close(descriptor)
     orders_fd = orders.detach()
     return Child(
         place.rank,
@@ -150,4 +160,15 @@ def fork_worker(
         output_fd,
         log_fd,
         place.rank in start.console_ranks,
+        files,
     )
+
+
+def _file_pipes() -> tuple[Channel, tuple[int, int] | tuple[()]]:
+    """Return the agent's and the worker's end of the way to the run's files."""
+    questions_read, questions_write = os.pipe()
+    answers_read, answers_write = os.pipe()
+    for descriptor in (questions_write, answers_write):
+        with suppress(OSError):  # who has very many pipes gets no larger ones
+            fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+    return Channel(questions_read, answers_write), (answers_read, questions_write)

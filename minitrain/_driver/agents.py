@@ -9,22 +9,23 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import os
-import socket
-import subprocess
+import select
 import sys
-import tempfile
 import threading
-import uuid
-from collections.abc import Collection, Iterable
-from contextlib import suppress
-from pathlib import Path
+import time
+from collections.abc import Collection, Sequence
 
 from minitrain import _env
-from minitrain._os.processes import MARK_VARIABLE, remove_traces
-from minitrain._wire.channel import Channel, ChannelClosed
-from minitrain._wire.messages import AgentReady, Exit, Preload
+from minitrain._driver.agent_process import HERE, AgentKey, AgentProcess, key_of
+from minitrain._hosts.contact import make_room_for
+from minitrain._hosts.plan import Plan, plan_of
+from minitrain._hosts.spec import Host
+from minitrain._os.launchers import is_launched
+from minitrain._os.processes import MARK_VARIABLE
+from minitrain.config import FailureConfig, LaunchConfig, ScalingConfig
+from minitrain.exceptions import ConfigurationError, HostError
 
-__all__ = ["SAFE_TO_FORK", "AgentProcess", "lease", "prestart", "release", "shutdown"]
+__all__ = ["SAFE_TO_FORK", "lease", "prestart", "release", "shutdown"]
 
 SAFE_TO_FORK = (
     "accelerate",
@@ -46,112 +47,97 @@ SAFE_TO_FORK = (
 )
 """Modules that are safe to fork; the agent imports those that the driver or workers have."""
 
-_COMMAND = (sys.executable, "-P", "-m", "minitrain._agent")
-_LEAVE_S = 5.0
-"""How long an agent that was sent away may take to end."""
-
-
-class AgentProcess:
-    """An agent on this host, as its driver sees it.
-
-    Attributes:
-        channel: To the agent.
-        facts: What it said when it was ready; None before.
-        lost: Whether it is known to be gone.
-    """
-
-    def __init__(self) -> None:
-        self.facts: AgentReady | None = None
-        self.lost = False
-        self._preloaded: set[str] = set()
-        name = uuid.uuid4().hex[:12]
-        self._mark = f"{os.environ.get(MARK_VARIABLE, '')}/{name}"
-        self._folder = Path(tempfile.gettempdir(), f"minitrain-{name}")
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process: subprocess.Popen[bytes] = subprocess.Popen(
-                [*_COMMAND, "--driver", str(os.getpid()), "--folder", str(self._folder)],
-                stdin=theirs.fileno(),
-                stdout=theirs.fileno(),
-                env=_agent_environment(self._mark),
-                start_new_session=True,  # a terminal's Ctrl-C is the driver's to act on
-            )
-        descriptor = ours.detach()
-        self.channel = Channel(descriptor, descriptor)
-
-    @property
-    def pid(self) -> int:
-        """The agent's process id."""
-        return self._process.pid
-
-    def preload(self, modules: Iterable[str], *, when_idle: bool = False) -> None:
-        """Have it import modules, if it has not yet.
-
-        Args:
-            modules: Their names.
-            when_idle: Whether to wait for a moment with nothing else to do; otherwise before it
-                forks the next worker.
-        """
-        new = [module for module in dict.fromkeys(modules) if module not in self._preloaded]
-        if not when_idle:
-            self._preloaded.update(new)
-        if new:
-            with suppress(ChannelClosed):  # whoever waits for it will notice
-                self.channel.send(Preload(tuple(new), when_idle))
-
-    @property
-    def is_usable(self) -> bool:
-        """Whether it runs, as far as anybody knows."""
-        return not self.lost and self._process.poll() is None
-
-    def exitcode(self) -> int:
-        """Return how it ended, once its channel is closed."""
-        try:
-            return self._process.wait(_LEAVE_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            return self._process.wait()
-
-    def kill(self) -> None:
-        """End it, and its workers with it: it does not answer, and would not take an order."""
-        self.lost = True
-        self._process.kill()
-
-    def close(self) -> None:
-        """Send it away and see to it that nothing of it is left."""
-        with suppress(ChannelClosed):
-            self.channel.send(Exit())
-        self.channel.close()
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(_LEAVE_S)
-        self._process.kill()
-        self._process.wait()
-        remove_traces(self._mark, self._folder)
-
-
-def _agent_environment(mark: str) -> dict[str, str]:
-    home = str(Path(__file__).parents[2])
-    path = os.environ.get("PYTHONPATH")
-    return {
-        **os.environ,
-        MARK_VARIABLE: mark,
-        "PYTHONPATH": f"{home}{os.pathsep}{path}" if path else home,
-        # Two libraries would start threads when they are imported, and the agent must have none:
-        # numpy's BLAS (workers are given theirs by call) and the allocator of pyarrow.
-        "OPENBLAS_NUM_THREADS": "1",
-        "JE_ARROW_MALLOC_CONF": "background_thread:false",
-        # A library that asks at import whether there is a GPU must not start CUDA in the agent:
-        # it could not be used in any fork. This way torch asks NVML.
-        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
-    }
+_PINGS_PER_SILENCE = 5
+"""How often an agent elsewhere is told that its driver lives, in the time it may hear nothing."""
 
 
 class _Pool:
     def __init__(self) -> None:
         self.owner = os.getpid()
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.idle: list[AgentProcess] = []
         self.leased: list[AgentProcess] = []
+        self.heart: _Heart | None = None
+
+    @property
+    def agents(self) -> list[AgentProcess]:
+        return [*self.idle, *self.leased]
+
+    def follow(self) -> None:
+        """Have a heart exactly while there are agents elsewhere."""
+        elsewhere = [agent for agent in self.agents if not agent.is_here]
+        if elsewhere:
+            self.beat_for(min(elsewhere, key=lambda agent: agent.silence_s))
+        elif self.heart is not None:
+            self.heart.stop()
+            self.heart = None
+
+    def beat_for(self, agent: AgentProcess) -> None:
+        """Have a heart that beats often enough for an agent."""
+        period_s = agent.silence_s / _PINGS_PER_SILENCE
+        if agent.is_here or (self.heart is not None and self.heart.period_s <= period_s):
+            return
+        if self.heart is not None:
+            self.heart.stop()
+        self.heart = _Heart(self, period_s)
+
+
+class _Heart:
+    """Tells every agent elsewhere, again and again, that this process is alive.
+
+    A thread, because the main one may be at something else for long: the user's own code, before
+    the first run or between two. Agents that nobody has been lent yet are brought up by it, too.
+    """
+
+    def __init__(self, pool: _Pool, period_s: float) -> None:
+        self.period_s = period_s
+        self._pool = pool
+        self._stopped = False
+        self._waker = os.eventfd(0, os.EFD_CLOEXEC)
+        self._next_s = time.monotonic()
+        self._thread = threading.Thread(target=self._beat, name="minitrain-heart", daemon=True)
+        self._thread.start()
+
+    def _beat(self) -> None:
+        while True:
+            self._wait()
+            with self._pool.lock:
+                if self._stopped:
+                    os.close(self._waker)
+                    return
+                for agent in self._being_born():
+                    agent.look()
+                if time.monotonic() >= self._next_s:
+                    self._next_s = time.monotonic() + self.period_s
+                    for agent in self._pool.agents:
+                        agent.ping()
+
+    def _wait(self) -> None:
+        """Wait for the next beat, or for an agent that comes up to say something."""
+        with self._pool.lock:
+            waiting = select.poll()
+            waiting.register(self._waker, select.POLLIN)
+            for agent in self._being_born():
+                waiting.register(agent.read_fd, select.POLLIN)
+                if agent.wants_to_write:
+                    waiting.register(agent.write_fd, select.POLLOUT)
+        waiting.poll(1000 * max(0.0, self._next_s - time.monotonic()))
+
+    def _being_born(self) -> list[AgentProcess]:
+        return [
+            agent
+            for agent in self._pool.idle
+            if agent.facts is None and not agent.is_here and not agent.lost
+        ]
+
+    def stop(self) -> None:
+        """Have it end; it does so as soon as it gets the pool's lock."""
+        self._stopped = True
+        os.eventfd_write(self._waker, 1)
+
+    def join(self) -> None:
+        """Wait until it has ended; the pool's lock must be free."""
+        self._thread.join()
 
 
 _pool = _Pool()
@@ -175,20 +161,54 @@ def _added() -> list[str] | None:
     return None if added == "off" else [name.strip() for name in added.split(",") if name.strip()]
 
 
-def lease(preload: tuple[str, ...]) -> AgentProcess:
-    """Return an agent for one run, an idle one if there is one.
+def lease(
+    hosts: Sequence[Host], plan: Plan, silence_s: float, preload: Collection[str]
+) -> list[AgentProcess | HostError]:
+    """Return an agent per host for one run, idle ones where there are; others are started.
 
     Args:
-        preload: Modules it is to import, besides what it and this process have.
+        hosts: The hosts.
+        plan: How they are reached.
+        silence_s: How long an agent elsewhere may say nothing.
+        preload: Modules they are to import, besides what they and this process have.
+
+    Returns:
+        The agents, or why one could not even be begun with, in the order of the hosts.
     """
+    added = _added()
+    modules = None if added is None else [*preload, *_safe_ones(sys.modules), *added]
+    leased: list[AgentProcess | HostError] = []
+    make_room_for(len(hosts))
     pool = _own_pool()
     with pool.lock:
         pool.idle = [agent for agent in pool.idle if agent.is_usable or _bury(agent)]
-        agent = pool.idle.pop() if pool.idle else AgentProcess()
+        idle = {agent.key: agent for agent in pool.idle}
+    for host in hosts:
+        try:
+            agent = _lease(host, plan, silence_s, idle)
+        except HostError as error:
+            leased.append(error)
+            continue
+        leased.append(agent)
+        if modules is not None:
+            agent.preload(modules)
+    return leased
+
+
+def _lease(
+    host: Host, plan: Plan, silence_s: float, idle: dict[AgentKey, AgentProcess]
+) -> AgentProcess:
+    pool = _own_pool()
+    with pool.lock:  # for each anew: many take their time, and the heart must go on beating
+        agent = idle.pop(key_of(host, plan), None)
+        if agent is not None and agent in pool.idle:
+            pool.idle.remove(agent)
+        else:
+            agent = AgentProcess(host, plan, silence_s)
+        agent.silence_s, agent.heard_s = silence_s, time.monotonic()
+        agent.ping()  # says so: it may hear nothing more
         pool.leased.append(agent)
-    added = _added()
-    if added is not None:
-        agent.preload([*preload, *_safe_ones(sys.modules), *added])
+        pool.beat_for(agent)
     return agent
 
 
@@ -204,55 +224,74 @@ def release(agent: AgentProcess, used: Collection[str] = ()) -> None:
         agent: The agent.
         used: Modules that its workers imported; the next ones will want them too.
     """
-    if used and _added() is not None:
+    if used and _added() is not None and not agent.lost:
         agent.preload(_safe_ones(used), when_idle=True)
     pool = _own_pool()
     with pool.lock:
         if agent not in pool.leased:
             return  # shutdown() was called meanwhile
         pool.leased.remove(agent)
-        if agent.is_usable:
+        if agent.is_usable and agent.facts is not None:
             pool.idle.append(agent)
             return
     agent.close()
+    with pool.lock:
+        pool.follow()
 
 
 def prestart(when_idle: Collection[str] = ()) -> None:
-    """Start an agent now, so that it is warm when the first run asks for it.
+    """Start agents now, so that they are warm when the first run asks for them.
 
-    Does nothing where no run is likely to start: in agents, workers and other launchers'
-    processes, in children made by :mod:`multiprocessing`, and with ``MINITRAIN_PRESTART=0``.
+    They are those of the hosts that the environment names, or one on this machine. Does nothing
+    where no run is likely to start: in agents, workers and other launchers' processes, in children
+    made by :mod:`multiprocessing`, and with ``MINITRAIN_PRESTART=0``.
 
     Args:
-        when_idle: Modules it may import if it has time before that.
+        when_idle: Modules they may import if they have time before that.
     """
     started_by_others = (
         MARK_VARIABLE in os.environ
         or "RANK" in os.environ
+        or is_launched(os.environ)
         or multiprocessing.parent_process() is not None
     )
     pool = _own_pool()
     with pool.lock:
-        if started_by_others or pool.idle or pool.leased or not _env.flag("MINITRAIN_PRESTART"):
+        if started_by_others or pool.agents or not _env.flag("MINITRAIN_PRESTART"):
             return
-        agent = AgentProcess()
-        pool.idle.append(agent)
+        agents = _started_in_advance()
+        pool.idle += agents
+        pool.follow()
     if _added() is not None:
-        agent.preload(when_idle, when_idle=True)
+        for agent in agents:
+            agent.preload(when_idle, when_idle=True)
+
+
+def _started_in_advance() -> list[AgentProcess]:
+    silence_s = FailureConfig().heartbeat_timeout_s
+    try:
+        plan = plan_of(ScalingConfig(), LaunchConfig())
+        make_room_for(len(plan.hosts))
+        return [AgentProcess(host, plan, silence_s) for host in plan.hosts or [HERE]]
+    except (ConfigurationError, HostError):
+        return []  # fit() will say so
 
 
 def shutdown() -> None:
-    """End every agent of this process; the next ``fit()`` starts a new one.
+    """End every agent of this process; the next ``fit()`` starts new ones.
 
     Called by itself when the process ends.
     """
     pool = _own_pool()
     with pool.lock:
-        agents = pool.idle + pool.leased
+        agents = pool.agents
         pool.idle, pool.leased = [], []
+        heart = pool.heart
+        pool.follow()
+    if heart is not None:
+        heart.join()
     for agent in agents:  # all are told before any is waited for
-        with suppress(ChannelClosed):
-            agent.channel.send(Exit())
+        agent.send_away()
     for agent in agents:
         agent.close()
 

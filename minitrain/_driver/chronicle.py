@@ -37,10 +37,12 @@ class Chronicle:
         self._attempts.append(Attempt(num_workers))
         self._save()
 
-    def name_workers(self, hostname: str, pids: Mapping[int, int]) -> None:
+    def name_workers(self, hostname: Callable[[int], str], pids: Mapping[int, int]) -> None:
         """Note which processes there are, by rank, for whoever wants to look at them."""
+        self._attempts[-1].world_size = len(pids)
         self._attempts[-1].workers = [
-            {"rank": rank, "pid": pid, "hostname": hostname} for rank, pid in sorted(pids.items())
+            {"rank": rank, "pid": pid, "hostname": hostname(rank)}
+            for rank, pid in sorted(pids.items())
         ]
         self._save()
 

@@ -10,23 +10,25 @@ from __future__ import annotations
 import math
 import pickle
 import signal
+import socket
 import time
 from contextlib import closing, suppress
 from typing import Any
 
 from minitrain import _env
-from minitrain._driver import agents
+from minitrain._driver.assembly import Assembly
 from minitrain._driver.chronicle import Chronicle
 from minitrain._driver.failures import SETTLE_S, Failures, Worker, exception_of
+from minitrain._driver.files import RunFiles
+from minitrain._driver.fleet import Fleet
 from minitrain._driver.growth import Growth
 from minitrain._driver.hangs import Silence, guilty_ranks, why_silent
 from minitrain._driver.home import Home
 from minitrain._driver.interrupt import Interrupts
 from minitrain._driver.job import Job
-from minitrain._driver.placement import places_on_one_host, workers_that_fit
 from minitrain._driver.policies import Budget
 from minitrain._driver.preemption import Preemption
-from minitrain._driver.starting import start_order, workers_order
+from minitrain._driver.starting import start_order
 from minitrain._driver.state import (
     Action,
     AttemptFailed,
@@ -50,6 +52,7 @@ from minitrain._driver.traffic import Traffic
 from minitrain._driver.worker_group import (
     AgentLost,
     Happening,
+    HostNews,
     Interrupt,
     News,
     StorageWorkDone,
@@ -57,7 +60,7 @@ from minitrain._driver.worker_group import (
     WorkersUnableError,
 )
 from minitrain._logging import logger
-from minitrain._os.gpus import Gpu, list_gpus
+from minitrain._storage.files import write_bytes
 from minitrain._storage.record import RunRecord
 from minitrain._wire import messages as wire
 from minitrain.backend import Backend, BackendConfig, Workers
@@ -66,9 +69,12 @@ from minitrain.exceptions import (
     ConfigurationError,
     ControllerError,
     HangError,
-    RendezvousTimeoutError,
+    HostLostError,
+    LaunchError,
+    PreemptionError,
     TrainingFailedError,
     WorkerDiedError,
+    WorkerGroupError,
 )
 
 __all__ = ["Controller", "shut_down"]
@@ -79,10 +85,10 @@ _BACKEND_SHUTDOWN_S = 30.0
 """How long a backend's on_shutdown may take."""
 _HURRY_S = 0.1
 """The time between SIGTERM and SIGKILL after a second Ctrl-C."""
+_LOOKS_PER_HANG = 20
+"""How often all ranks are looked at, within the time that each may be silent."""
 _STACKS_S = 3.0
 """How long workers have to write their stacks."""
-_STACKS_MARGIN_S = 2.0
-"""How much longer their agent has to say so."""
 _SHUTDOWN_MARGIN_S = 20.0
 """How much longer than its own deadlines an agent may take to end workers."""
 
@@ -94,26 +100,17 @@ class Controller:
         job: What to do.
         home: Where.
         record: The run's record, kept up to date on disk.
-        gpus: Those the workers may use.
         num_workers: How many to start.
-        payload: What they train with, pickled.
+        train: What they train with, pickled.
     """
 
     def __init__(
-        self,
-        job: Job,
-        home: Home,
-        record: RunRecord,
-        gpus: list[Gpu],
-        num_workers: int,
-        payload: bytes,
+        self, job: Job, home: Home, record: RunRecord, num_workers: int, train: bytes
     ) -> None:
         self._job = job
         self._home = home
         self._layout = home.layout
         self._record = record
-        self._gpus = gpus
-        self._payload = payload
         self._backend = job.backend_config.backend_cls()
         self._budget = Budget(
             job.failures.max_failures,
@@ -126,10 +123,27 @@ class Controller:
         self._interrupts = Interrupts()
         self._preemption = Preemption(job.failures.preemption_grace_s)
         self._silence = Silence(job.failures.hang_timeout_s)
+        self._look_for_hangs_s = 0.0
         self._growth = Growth(job.scaling)
-        self._group: WorkerGroup
+        self._fleet = Fleet(
+            job.plan,
+            job.failures.heartbeat_timeout_s,
+            job.backend_config.preload,
+            job.scaling,
+        )
+        self._group = WorkerGroup(self._fleet, job.resources)
+        self._assembly = Assembly(
+            job,
+            home,
+            self._group,
+            train,
+            self._take_while_starting,
+            lambda: bool(self._failures),
+        )
+        self._attempts = 0
         self._traffic: Traffic
         self._chronicle: Chronicle
+        self._files: RunFiles
         self._used: tuple[str, ...] = ()
         self.return_value: Any = None
 
@@ -142,32 +156,31 @@ class Controller:
     def _attempt(self) -> int:
         return self._group.attempt
 
-    @property
-    def _hostname(self) -> str:
-        facts = self._group.agent.facts
-        return facts.hostname if facts else "localhost"
-
     # ------------------------------------------------------------------ the loop
     def run(self) -> Finished | Failed | Interrupted:
         """Train, again if need be, until the run is over."""
+        usable = False
         with self._interrupts:
-            self._lease()
             try:
                 self._traffic = Traffic(self._job, self._home, self._record, waits=True)
                 self._chronicle = Chronicle(self._record, self._traffic.save_record)
-                with closing(self._traffic):
+                with closing(self._traffic), closing(self._serve_files()):
+                    self._group.listen_to(self._interrupts)
                     self._group.listen_to(self._traffic.clerk)
-                    return self._loop()
-            except BaseException:
-                self._group.agent.lost = True  # nobody knows what its workers are doing
-                raise
+                    end = self._loop()
+                    usable = True  # otherwise nobody knows what the agents' workers are doing
+                    return end
             finally:
                 self._group.close()
-                agents.release(self._group.agent, self._used)
+                self._fleet.release(self._used, usable=usable)
 
-    def _lease(self) -> None:
-        agent = agents.lease(self._job.backend_config.preload)
-        self._group = WorkerGroup(agent, self._interrupts, self._job.resources)
+    def _serve_files(self) -> RunFiles:
+        resumed = self._job.resume_from
+        readable = [resumed.path] if resumed is not None and resumed.is_local else []
+        self._files = RunFiles(
+            str(self._layout.root), readable, self._traffic.clerk, self._group.answer_about_files
+        )
+        return self._files
 
     def _loop(self) -> Finished | Failed | Interrupted:
         assert isinstance(self._state, Starting)
@@ -194,108 +207,62 @@ class Controller:
     def _guarded_start(self, attempt: int, num_workers: int) -> Event:
         self._chronicle.begin(num_workers)
         try:
-            self._begin(attempt, num_workers)
+            self._begin(attempt)
         except OSError as error:  # its storage does not answer
             return self._failed(_controller_error("the attempt could not be begun", error))
         try:
-            return self._start_on_living_agent(attempt, num_workers)
-        except WorkersUnableError:
+            return self._start_on_living_agents(attempt, num_workers)
+        except WorkersUnableError as unable:
+            for rank in unable.late:
+                self._failures.add(self._worker(rank), unable.__cause__ or unable)
             return self._settled_failure()
         except TrainingFailedError as error:
             return self._failed(error)
+        except (LaunchError, ConfigurationError) as error:
+            return self._failed(_controller_error("the workers could not be started", error))
         except KeyboardInterrupt:
             return InterruptRequested(attempt)
         except Exception as error:  # noqa: BLE001 - the backend's, which may raise anything
             return self._failed(_controller_error("the backend could not start", error))
 
-    def _begin(self, attempt: int, num_workers: int) -> None:
+    def _begin(self, attempt: int) -> None:
         self._failures.clear()
         self._returned.clear()
         self._preemption.begin_attempt()
-        if self._group.agent.lost:
-            self._group.close()
-            agents.release(self._group.agent)
-            self._lease()
-            self._group.listen_to(self._traffic.clerk)
-        self._group.begin(attempt, num_workers)
-        self._traffic.begin(self._group, self._preemption.info)
+        self._group.begin(attempt)
 
-    def _start_on_living_agent(self, attempt: int, num_workers: int) -> Event:
-        """Start; on another agent if this one, idle since an earlier run, turns out to be dead."""
-        was_idle = self._group.agent.facts is not None
+    def _start_on_living_agents(self, attempt: int, num_workers: int) -> Event:
+        """Start; on other agents if one, idle since an earlier run, turns out to be dead."""
+        were_idle = bool(self._fleet.ready())
         try:
             return self._start(attempt, num_workers)
         except WorkersUnableError:
-            if not was_idle or self._group.pids or not self._group.agent.lost:
+            if not were_idle or self._group.pids or not self._fleet.has_lost:
                 raise
-        self._begin(attempt, num_workers)
+        self._begin(attempt)
         return self._start(attempt, num_workers)
 
     def _start(self, attempt: int, num_workers: int) -> Event:
-        deadline_s = time.monotonic() + _env.seconds("MINITRAIN_START_TIMEOUT_S")
         group = self._group
-        if group.agent.facts is None:
-            self._await(wire.AgentReady, 1, deadline_s, ["the agent"])
-        group.order_agent(wire.ServeStore("127.0.0.1"))
-        served = self._await(wire.StoreServed, 1, deadline_s, ["the rendezvous store"])[0]
-        assert isinstance(served, wire.StoreServed)
-        places = places_on_one_host(num_workers, self._job.scaling.num_gpus_per_worker, self._gpus)
-        group.order_agent(
-            workers_order(self._job, self._layout, self._payload, attempt, places, served.port)
-        )
-        ranks = [f"rank {rank}" for rank in range(num_workers)]
-        self._await(wire.Joined, num_workers, deadline_s, ranks)
+        self._assembly.assemble(num_workers, is_first=self._attempts == 0)
+        self._attempts += 1
+        writes_rows = self._fleet.hosts[group.host_of[0]].is_here
+        self._traffic.begin(group, self._preemption.info, writes_rows=not writes_rows)
         group.answer_by_s = time.monotonic() + _env.seconds("MINITRAIN_COLLECTIVE_TIMEOUT_S")
         self._backend.on_start(group, self._job.backend_config)
         self._backend.on_training_start(group, self._job.backend_config)
-        self._chronicle.name_workers(self._hostname, group.pids)
-        group.train(start_order(self._job, self._home, self._traffic.checkpoints))
-        self._silence.begin(num_workers, time.monotonic())
-        self._growth.begin(num_workers, self._traffic.checkpoints.num_committed)
-        return WorkersReady(attempt)
-
-    def _await(self, kind: type[Any], count: int, deadline_s: float, names: list[str]) -> list[Any]:
-        """Wait until something has happened so many times, while nothing has gone wrong.
-
-        Args:
-            kind: The class of a happening, or of a worker's news.
-            count: How many of them.
-            deadline_s: Until when.
-            names: What is waited for, by rank, for the error.
-        """
-        found: dict[int, Any] = {}
-        while len(found) < count:
-            happenings = self._group.receive(deadline_s)
-            if not happenings:
-                raise self._late(
-                    {rank: name for rank, name in enumerate(names) if rank not in found}
-                )
-            for happening in happenings:
-                if isinstance(happening, News) and isinstance(happening.message, kind):
-                    found[happening.rank] = happening.message
-                elif isinstance(happening, kind):
-                    found[0] = happening
-                else:
-                    self._take_while_starting(happening)
-            if self._failures or self._group.agent.lost:
-                raise WorkersUnableError("workers failed while they were starting")
-        return list(found.values())
-
-    def _late(self, missing: dict[int, str]) -> Exception:
-        """Return the error of a start that takes too long; where workers are late, they failed."""
-        setting = "MINITRAIN_START_TIMEOUT_S"
-        error = RendezvousTimeoutError([*missing.values()], _env.seconds(setting), setting)
-        started = [rank for rank in missing if rank in self._group.pids]
-        for rank in started:
-            self._failures.add(self._worker(rank), error)
-        if started:
-            return WorkersUnableError("workers did not join")
-        return _controller_error("the workers could not be started", error)
+        self._chronicle.name_workers(group.hostname, group.pids)
+        group.train(
+            start_order(self._job, self._home, self._traffic.checkpoints, writes_rows=writes_rows)
+        )
+        self._silence.begin(group.world_size, time.monotonic())
+        self._growth.begin(group.world_size, self._traffic.checkpoints.num_committed)
+        return WorkersReady(attempt, group.world_size)
 
     def _take_while_starting(self, happening: Happening) -> None:
         match happening:
             case Interrupt(signum=signal.SIGTERM):
-                self._notice_preemption(of_driver=True)
+                self._notice_preemption()
                 raise self._preemption.error(self._home, timed_out=False)
             case Interrupt():
                 raise KeyboardInterrupt
@@ -329,20 +296,20 @@ class Controller:
             self._failures.settled_at_s,
             self._traffic.deadline_s(),
             self._preemption.deadline_s,
-            self._silence.due_s(self._excused()),
+            self._look_for_hangs_s if self._silence.timeout_s is not None else math.inf,
         ]
         earliest_s = min(deadlines)
         return None if earliest_s == math.inf else earliest_s
 
     def _decided(self) -> list[Event]:
-        everybody = set(range(self._group.world_size))
+        everybody = self._group.world_size
         if self._failures:
-            over = everybody <= self._failures.ranks | self._returned
+            over = len(self._failures.ranks | self._returned) == everybody
             late = time.monotonic() >= self._failures.settled_at_s
             return [self._failure_event()] if over or late else []
         if not isinstance(self._state, Running):
             return []
-        if everybody <= self._returned:
+        if len(self._returned) == everybody:
             # Those who were told of the preemption may have left early because of it.
             if self._preemption.info is not None and self._traffic.preemption_was_seen:
                 return [self._preempted(timed_out=False)]
@@ -353,24 +320,21 @@ class Controller:
 
     def _growth_event(self) -> list[Event]:
         room = self._growth.look(
-            self._traffic.checkpoints.num_committed, time.monotonic(), self._fits
+            self._traffic.checkpoints.num_committed, time.monotonic(), self._room_to_grow
         )
         if room is None or self._preemption.info is not None:
             return []
         return [ResizePossible(self._attempt, room)]
 
-    def _fits(self) -> int:
-        """Return how many workers there is room for now."""
-        if self._job.scaling.use_gpu:
-            self._gpus = list_gpus()
-        try:
-            return workers_that_fit(self._job.scaling, self._gpus)
-        except ConfigurationError:
-            return 0
+    def _room_to_grow(self) -> int:
+        """Return how many workers there is room for; try the hosts that were lost again."""
+        self._group.lease_lost_ones()
+        return self._assembly.fits()
 
     def _failed(self, error: TrainingFailedError) -> AttemptFailed:
-        fits = self._fits()
-        if fits < self._job.scaling.min_workers:
+        fits = self._assembly.fits_perhaps()
+        would_go_on = isinstance(error, WorkerGroupError | PreemptionError)
+        if would_go_on and fits < self._job.scaling.min_workers:
             error.add_note(
                 f"There is no next attempt: there is room for fewer than "
                 f"{self._job.scaling.min_workers} workers now (ScalingConfig)."
@@ -378,14 +342,23 @@ class Controller:
         return AttemptFailed(self._attempt, error, fits, self._preemption.is_of_driver)
 
     # ------------------------------------------------------------------ preemption
-    def _notice_preemption(self, *, of_driver: bool) -> None:
-        """Give workers the time that is left to save what they have."""
-        hostname = self._hostname
-        self._preemption.notice(hostname, self._group.world_size, of_driver=of_driver)
+    def _notice_preemption(self, host: int | None = None) -> None:
+        """Give workers the time that is left to save what they have.
+
+        Args:
+            host: The host that is taken away; None: the driver's.
+        """
+        group = self._group
+        if host is None:
+            ranks, name = list(range(group.world_size)), socket.gethostname()
+        else:
+            ranks, name = group.ranks_on(host), self._fleet.name(host)
+            self._fleet.leave(host)
+        self._preemption.notice(name, ranks, of_driver=host is None)
         self._traffic.preemption = self._preemption.info
         logger.warning(
             "SIGTERM: %s is about to be taken away; workers have %g s (preemption_grace_s)",
-            hostname,
+            name,
             self._preemption.grace_s,
         )
 
@@ -398,57 +371,70 @@ class Controller:
         return self._returned | self._failures.ranks | self._traffic.waiting()
 
     def _look_for_hangs(self) -> None:
-        silent = self._silence.of(self._excused(), time.monotonic())
+        timeout_s, now_s = self._silence.timeout_s, time.monotonic()
+        if timeout_s is None or now_s < self._look_for_hangs_s:
+            return
+        self._look_for_hangs_s = now_s + timeout_s / _LOOKS_PER_HANG
+        silent = self._silence.of(self._excused(), now_s)
         if not silent or self._failures:
             return
         stacks = self._ask_for_stacks()
         guilty = guilty_ranks(silent, stacks, self._traffic.writing())
-        if self._group.agent.lost or not guilty:  # its channel will say so; or they are at work
+        if self._group.lost or not guilty:  # its channel will say so; or they are at work
             self._silence.begin(self._group.world_size, time.monotonic())
             return
         waiting = sorted(set(range(self._group.world_size)) - set(guilty) - self._returned)
-        assert self._silence.timeout_s is not None
         for rank in guilty:
             stack = stacks.get(rank, "")
-            error = HangError(self._silence.timeout_s, waiting, why_silent(stack))
+            error = HangError(timeout_s, waiting, why_silent(stack))
             self._failures.add(self._worker(rank), error, traceback=stack)
         self._failures.settle_now()
 
     def _ask_for_stacks(self) -> dict[int, str]:
-        """Have the agent write every worker's stacks, and return them by rank."""
-        log_dir = str(self._layout.logs(self._attempt))
-        self._group.order_agent(wire.WriteStacks(self._attempt, log_dir, _STACKS_S))
-        deadline_s = time.monotonic() + _STACKS_S + _STACKS_MARGIN_S
-        others: list[Happening] = []
-        try:
-            while time.monotonic() < deadline_s and not self._group.agent.lost:
-                for happening in self._group.receive(deadline_s):
-                    if isinstance(happening, wire.StacksWritten):
-                        return happening.stacks
-                    others.append(happening)
-        finally:
-            self._group.keep(others)
-        self._give_agent_up("does not answer")
-        return {}
+        """Have every worker write its stacks; keep them with the logs, and return them by rank."""
+        stacks, silent = self._group.stacks(_STACKS_S)
+        for host in silent:
+            self._fleet.give_up(host, "does not answer")
+        for rank, text in stacks.items():
+            with suppress(OSError):  # a full disk; the error has them as well
+                write_bytes(self._layout.stacks(self._attempt, rank), text.encode())
+        return stacks
 
     def _take(self, happening: Happening) -> None:
         match happening:
             case News(rank=rank, message=message):
                 self._take_news(rank, message)
-            case wire.WorkerExited(rank=rank, exitcode=exitcode):
-                if rank not in self._returned:
-                    died = WorkerDiedError(exitcode, happening.peak_bytes, happening.oom)
-                    self._failures.add(self._worker(rank), died, happening)
-            case AgentLost(exitcode=exitcode):
-                self._fail_all(exitcode)
+            case wire.WorkerExited(rank=rank, exitcode=exitcode) if rank not in self._returned:
+                died = WorkerDiedError(exitcode, happening.peak_bytes, happening.oom)
+                self._failures.add(self._worker(rank), died, happening)
+            case AgentLost(host=host):
+                self._fail_host(host)
             case wire.Output(rank=rank, data=data):
-                self._traffic.show(rank, data)
-            case StorageWorkDone():
-                self._traffic.clerk.deliver()
-            case Interrupt() | wire.PreemptionSensed():
-                self._notice_preemption(of_driver=isinstance(happening, Interrupt))
+                self._show(rank, data)
+            case StorageWorkDone() | wire.FileRequest():
+                self._take_storage_work(happening)
+            case Interrupt():
+                self._notice_preemption()
+            case HostNews():
+                self._take_host_news(happening)
             case _:
                 pass
+
+    def _take_host_news(self, news: HostNews) -> None:
+        match news.message:
+            case wire.PreemptionSensed():
+                self._notice_preemption(news.host)
+            case wire.AgentReady():
+                self._growth.hurry()
+            case _:
+                pass
+
+    def _take_storage_work(self, happening: StorageWorkDone | wire.FileRequest) -> None:
+        if isinstance(happening, StorageWorkDone):
+            self._traffic.clerk.deliver()
+            return
+        self._silence.heard(happening.rank, time.monotonic())
+        self._files.take(happening.rank, happening.data)
 
     def _take_news(self, rank: int, message: wire.WorkerNews) -> None:
         match message:
@@ -463,12 +449,29 @@ class Controller:
 
     def _worker(self, rank: int) -> Worker:
         pid = self._group.pids.get(rank, 0)
-        return Worker(self._attempt, rank, self._hostname, pid)
+        return Worker(self._attempt, rank, self._group.host_name(rank), pid)
 
-    def _fail_all(self, exitcode: int) -> None:
-        """The agent is gone: its workers were killed with it, before they returned or not."""
-        cause = AgentDiedError(exitcode)
-        for rank in range(self._group.world_size):
+    def _show(self, rank: int, data: bytes) -> None:
+        """Show what a worker printed, and write down what its own host does not."""
+        if not self._fleet.hosts[self._group.host_of[rank]].is_here:
+            with suppress(OSError), self._layout.log(self._attempt, rank).open("ab") as log:
+                log.write(data)  # a full disk must not end the training
+        if self._job.run_config.shows(rank):
+            self._traffic.show(rank, data)
+
+    def _fail_host(self, host: int) -> None:
+        """An agent is gone: its workers were killed with it, before they returned or not."""
+        ranks = self._group.ranks_on(host)
+        if not ranks:
+            return
+        agent = self._fleet.agents[host]
+        assert agent is not None
+        cause = (
+            AgentDiedError(agent.exitcode())
+            if agent.is_here
+            else HostLostError(agent.host.name, agent.why_lost())
+        )
+        for rank in ranks:
             self._failures.add(self._worker(rank), cause)
         self._failures.settle_now()
 
@@ -518,22 +521,26 @@ class Controller:
         leave_s = _LEAVE_S if done else 0.0
         if done:
             group.order_all(wire.Exit())
-        group.order_agent(wire.StopWorkers(attempt, leave_s, grace_s))
+        group.order_hosts(wire.StopWorkers(attempt, leave_s, grace_s))
         deadline_s = time.monotonic() + leave_s + grace_s + _SHUTDOWN_MARGIN_S
         events: list[Event] = []
-        gone = False
-        while not gone and not group.agent.lost:
+        left = set(group.hosts)
+        while left := {host for host in left if not self._fleet.is_lost(host)}:
             happenings = group.receive(deadline_s)
             if not happenings and time.monotonic() >= deadline_s:
-                self._give_agent_up("did not end its workers")
+                for host in left:
+                    self._fleet.give_up(host, "did not end its workers")
             for happening in happenings:
                 if isinstance(happening, Interrupt):
                     events = [self._cut_short(happening)]
-                    group.order_agent(wire.StopWorkers(attempt, 0.0, _HURRY_S))
-                gone = gone or isinstance(happening, wire.AttemptGone)
+                    group.order_hosts(wire.StopWorkers(attempt, 0.0, _HURRY_S))
+                if isinstance(happening, HostNews) and isinstance(
+                    happening.message, wire.AttemptGone
+                ):
+                    left.discard(happening.host)
                 self._take_last(happening)
-        if group.agent.lost:
-            agents.release(group.agent)  # ends what is left of it
+        self._fleet.bury_those_here()
+        self._files.end_attempt()
         self._traffic.end_attempt()
         return [*events, WorkersGone(attempt)]
 
@@ -541,7 +548,7 @@ class Controller:
         """Return what a signal means when no worker trains."""
         if interrupt.signum == signal.SIGINT:
             return InterruptRequested(self._attempt)
-        self._notice_preemption(of_driver=True)
+        self._notice_preemption()
         return self._preempted(timed_out=False)
 
     def _take_last(self, happening: Happening) -> None:
@@ -553,21 +560,18 @@ class Controller:
                 case StorageWorkDone():
                     self._traffic.clerk.deliver()
                 case wire.Output(rank=rank, data=data):
-                    self._traffic.show(rank, data)
-                case wire.AttemptGone(survivors=survivors):
-                    self._warn_of_survivors(survivors)
+                    self._show(rank, data)
+                case HostNews(host=host, message=wire.AttemptGone(survivors=survivors)):
+                    self._warn_of_survivors(host, survivors)
                 case _:
                     pass
 
-    def _give_agent_up(self, why: str) -> None:
-        logger.warning("the agent (pid %d) %s; ending it", self._group.agent.pid, why)
-        self._group.agent.kill()
-
-    def _warn_of_survivors(self, pids: tuple[int, ...]) -> None:
+    def _warn_of_survivors(self, host: int, pids: tuple[int, ...]) -> None:
         if pids:
             logger.warning(
-                "processes %s did not end on SIGKILL: they are stuck in the kernel, often in a "
+                "%s: processes %s did not end on SIGKILL: they are stuck in the kernel, often in a "
                 "driver or a network file system",
+                self._fleet.name(host),
                 ", ".join(map(str, pids)),
             )
 
@@ -584,6 +588,10 @@ def shut_down(backend: Backend, workers: Workers, config: BackendConfig) -> None
 
 
 def _controller_error(what: str, cause: BaseException) -> ControllerError:
-    error = ControllerError(f"{what}: {type(cause).__name__}: {cause}")
+    is_own = isinstance(cause, LaunchError | ConfigurationError)
+    kind = "" if is_own else f"{type(cause).__name__}: "
+    if is_own:
+        cause.__traceback__ = None  # it says what is wrong; the lines of ours would bury that
+    error = ControllerError(f"{what}: {kind}{cause}")
     error.__cause__ = cause
     return error

@@ -7,11 +7,13 @@ import pickle
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from minitrain._storage.layout import RunLayout
 from minitrain._wire.messages import Raised, WorkerExited
 from minitrain.exceptions import (
+    HostLostError,
     OomEvidence,
     RemoteError,
     RendezvousTimeoutError,
@@ -116,14 +118,15 @@ class Failures:
         )
         self.settled_at_s = min(self.settled_at_s, time.monotonic() + SETTLE_S)
 
-    def error(self, *, spent: int, limit: int) -> WorkerGroupError:
+    def error(self, *, spent: int = 0, limit: int = 0, here: bool = False) -> WorkerGroupError:
         """Return them all as one error.
 
         Args:
             spent: How many failures the run has had before.
             limit: The run's ``max_failures``.
+            here: Whether the run trains in this process, where there is nothing to advise.
         """
-        return group_error(list(self._by_rank.values()), attempt=spent, limit=limit)
+        return group_error(list(self._by_rank.values()), attempt=spent, limit=limit, here=here)
 
 
 def exception_of(raised: Raised) -> BaseException:
@@ -152,14 +155,17 @@ def end_of_log(path: Path) -> str:
 def in_order(failures: Iterable[WorkerFailure]) -> list[WorkerFailure]:
     """Return failures with the likely cause first.
 
-    A process that a signal ended comes before the peers that noticed, even if one of them was
-    quicker to say so than the kernel was to tell us; all others stand in order of time.
+    A process that a signal ended, or that was lost with its host, comes before the peers that
+    noticed, even if one of them was quicker to say so than the kernel was to tell us; all others
+    stand in order of time.
     """
 
-    def by_signal(failure: WorkerFailure) -> bool:
-        return isinstance(failure.cause, WorkerDiedError) and failure.cause.exitcode < 0
+    def was_ended(failure: WorkerFailure) -> bool:
+        if isinstance(failure.cause, WorkerDiedError):
+            return failure.cause.exitcode < 0
+        return isinstance(failure.cause, HostLostError)
 
-    return sorted(failures, key=lambda failure: (not by_signal(failure), failure.time_s))
+    return sorted(failures, key=lambda failure: (not was_ended(failure), failure.time_s))
 
 
 def group_error(
@@ -193,13 +199,29 @@ def advice(cause: BaseException, *, attempt: int, limit: int) -> str:
         parts.append(_advice_on_memory(cause.oom))
     elif isinstance(cause, ReportMismatchError | RendezvousTimeoutError):
         return ""  # these say themselves what to do
-    elif not isinstance(cause, WorkerDiedError):
+    elif isinstance(cause, ModuleNotFoundError) and (here := _where_it_is(cause)):
+        parts.append(
+            f"It is here: {here}. Install it on the workers' hosts as well, or have this directory "
+            "copied there with --sync-code (LaunchConfig(sync_code=True))."
+        )
+    elif not isinstance(cause, WorkerDiedError | HostLostError):
         parts.append("To debug it in this process, use ScalingConfig(num_workers=0).")
     if limit == 0:
         parts.append("To go on from the newest checkpoint, use FailureConfig(max_failures=...).")
     elif attempt:
         parts.append(f"This was attempt {attempt + 1} (max_failures={limit}).")
     return " ".join(parts)
+
+
+def _where_it_is(missing: ModuleNotFoundError) -> str | None:
+    """Return where this process finds a module that a worker, on another host, did not."""
+    if not missing.name or "." in missing.name:  # a part of something that is there
+        return None
+    try:
+        spec = find_spec(missing.name)
+    except ValueError:  # it is imported, and no file's
+        return None
+    return None if spec is None else spec.origin
 
 
 def _advice_on_memory(oom: OomEvidence | None) -> str:

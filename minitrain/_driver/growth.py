@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from minitrain.config import ScalingConfig
@@ -32,6 +33,10 @@ class Growth:
         """
         self._num_workers = num_workers
         self._num_committed = num_committed
+
+    def hurry(self) -> None:
+        """Look at the next checkpoint: there is a host more."""
+        self._looked_s = -math.inf
 
     def look(self, num_committed: int, now_s: float, fits: Callable[[], int]) -> int | None:
         """Return with how many workers to start again; None to go on.

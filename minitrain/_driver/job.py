@@ -10,8 +10,10 @@ from typing import Any
 
 from minitrain import _env
 from minitrain._driver.home import Home
+from minitrain._hosts.plan import Plan
 from minitrain._storage.record import RunRecord, this_process
 from minitrain._storage.rows import as_plain_data
+from minitrain._storage.run_storage import RunStorage
 from minitrain._wire.messages import RunFacts
 from minitrain.backend import BackendConfig
 from minitrain.checkpoint import Checkpoint
@@ -42,7 +44,10 @@ class Job:
         metadata: For every checkpoint.
         resume_from: The checkpoint to start from.
         trainer_file: What ``restore`` needs, pickled.
+        collects: Whether workers cannot reach the run's directory, and the driver serves it.
         run_id: Unique.
+        plan: On which hosts.
+        code: The user's files, packed, for hosts that do not have them; empty: they do.
     """
 
     trainer: str
@@ -56,7 +61,10 @@ class Job:
     metadata: Mapping[str, Any]
     resume_from: Checkpoint | None
     trainer_file: bytes = b""
+    collects: bool = False
     run_id: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
+    plan: Plan = field(default_factory=Plan)
+    code: bytes = b""
 
     @property
     def checkpoints(self) -> CheckpointConfig:
@@ -82,8 +90,7 @@ class Job:
             name=home.name,
             run_id=self.run_id,
             path=home.storage.root,
-            home=str(home.layout.root),
-            storage=home.storage,
+            storage=self._storage_of_workers(home),
             trial_name=f"{self.trainer}_{self.run_id}",
             metadata=dict(self.metadata),
             resources=self.resources,
@@ -92,6 +99,20 @@ class Job:
             collective_timeout_s=_env.seconds("MINITRAIN_COLLECTIVE_TIMEOUT_S"),
             config=as_plain_data(self.config),
         )
+
+    def _storage_of_workers(self, home: Home) -> RunStorage:
+        if not self.collects:
+            return home.storage
+        from minitrain._storage.home_disk import HomeDisk, HomeFileSystem
+
+        root = home.storage.root
+        return RunStorage(HomeDisk(HomeFileSystem(root), root))
+
+    def as_workers_reach_it(self, home: Home, checkpoint: Checkpoint) -> Checkpoint:
+        """Return a checkpoint as a worker can read it."""
+        if not self.collects or not checkpoint.is_local:
+            return checkpoint
+        return type(checkpoint)(checkpoint.path, self._storage_of_workers(home).filesystem)
 
     @property
     def resources(self) -> dict[str, float]:

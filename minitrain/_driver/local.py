@@ -33,7 +33,16 @@ from minitrain._wire.messages import RunFacts, WorkerNews, WorkerOrder
 from minitrain.context import TrainContext
 from minitrain.exceptions import ControllerError, PreemptionError, WorkerFailure
 
-__all__ = ["Outcome", "train_here"]
+__all__ = [
+    "OneWorker",
+    "OrderQueue",
+    "Outcome",
+    "heeding_sigterm",
+    "installed",
+    "logged",
+    "note_end",
+    "train_here",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +72,13 @@ def train_here(job: Job, home: Home, record: RunRecord) -> Outcome:
         error: BaseException | None = None
         value: Any = None
         with (
-            _installed(context, session),
-            _logged(log),
-            _heeding_sigterm(preemption, traffic, home),
+            installed(context, session),
+            logged(log),
+            heeding_sigterm(
+                preemption.grace_s,
+                first=lambda: _notice(preemption, traffic),
+                at_end=lambda: preemption.error(home, timed_out=True),
+            ),
         ):
             try:
                 value = _train(job, session)
@@ -79,11 +92,12 @@ def train_here(job: Job, home: Home, record: RunRecord) -> Outcome:
         if error is None and traffic.preemption_was_seen:
             error = preemption.error(home, timed_out=False)
         traffic.end_attempt()
-    _note_end(record.attempts[-1], error)
+    note_end(record.attempts[-1], error)
     return Outcome(error, value, traffic.stopped)
 
 
-def _note_end(attempt: Attempt, error: BaseException | None) -> None:
+def note_end(attempt: Attempt, error: BaseException | None) -> None:
+    """Note how an attempt ended."""
     attempt.outcome = "returned" if error is None else str(error).split("\n", 1)[0]
     attempt.ended = now()
 
@@ -96,9 +110,22 @@ def _train(job: Job, session: TrainSession) -> Any:
     return value
 
 
+def _notice(preemption: Preemption, traffic: Traffic) -> None:
+    preemption.notice(socket.gethostname(), [0], of_driver=True)
+    traffic.preemption = preemption.info
+
+
 @contextmanager
-def _heeding_sigterm(preemption: Preemption, traffic: Traffic, home: Home) -> Generator[None]:
-    """Tell the train function of SIGTERM; when the time is up, or at a second one, end it."""
+def heeding_sigterm(
+    grace_s: float, first: Callable[[], object], at_end: Callable[[], BaseException]
+) -> Generator[None]:
+    """Do something at SIGTERM; when the time is up, or at a second one, end what runs.
+
+    Args:
+        grace_s: The time.
+        first: Is called at the first one, in the signal's handler.
+        at_end: Returns what to raise, where the main thread is then.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread can have signals
         return
@@ -106,13 +133,12 @@ def _heeding_sigterm(preemption: Preemption, traffic: Traffic, home: Home) -> Ge
 
     def note(*_: object) -> None:
         nonlocal timer
-        if preemption.info is not None:
-            raise preemption.error(home, timed_out=True)
-        preemption.notice(socket.gethostname(), 1, of_driver=True)
-        traffic.preemption = preemption.info
-        timer = threading.Timer(preemption.grace_s, os.kill, (os.getpid(), signal.SIGTERM))
+        if timer is not None:
+            raise at_end()
+        timer = threading.Timer(grace_s, os.kill, (os.getpid(), signal.SIGTERM))
         timer.daemon = True
         timer.start()
+        first()
 
     before = signal.signal(signal.SIGTERM, note)
     try:
@@ -125,7 +151,8 @@ def _heeding_sigterm(preemption: Preemption, traffic: Traffic, home: Home) -> Ge
 
 
 @contextmanager
-def _installed(context: TrainContext, session: public_session.Session) -> Generator[None]:
+def installed(context: TrainContext, session: public_session.Session) -> Generator[None]:
+    """Make this process a worker, as far as the functions for train functions go."""
     public_session.install_context(context)
     public_session.install(session)
     try:
@@ -138,7 +165,7 @@ def _installed(context: TrainContext, session: public_session.Session) -> Genera
 def _call(job: Job) -> Any:
     """Call the train function with what its framework does around it."""
     config = job.backend_config
-    backend, group = config.backend_cls(), _OneWorker(job.resources)
+    backend, group = config.backend_cls(), OneWorker(job.resources)
     try:
         backend.on_start(group, config)
         backend.on_training_start(group, config)
@@ -179,7 +206,57 @@ def _failure(cause: Exception, log: Path) -> BaseException:
     return group_error([failure], attempt=0, limit=0, here=True)
 
 
-class _DirectInbox:
+class OrderQueue:
+    """Orders for a train function in this process; another thread may put them there."""
+
+    def __init__(self) -> None:
+        self._arrived = threading.Condition()
+        self._orders: deque[WorkerOrder] = deque()
+        self._end: Callable[[], BaseException] | None = None
+
+    def put(self, order: WorkerOrder) -> None:
+        """Add an order."""
+        with self._arrived:
+            self._orders.append(order)
+            self._arrived.notify()
+
+    def end(self, error: Callable[[], BaseException]) -> None:
+        """Have whoever looks for orders find an error instead, from now on.
+
+        Args:
+            error: Returns it, a new one every time.
+        """
+        with self._arrived:
+            self._end = error
+            self._arrived.notify_all()
+
+    def check(self) -> None:
+        """Raise the error there is instead of orders, if there is one."""
+        if self._end is not None:
+            raise self._end()
+
+    def poll(self) -> list[WorkerOrder]:
+        """Return every order that has arrived, without waiting."""
+        self.check()
+        with self._arrived:
+            arrived = list(self._orders)
+            self._orders.clear()
+        return arrived
+
+    def put_back(self, orders: Sequence[WorkerOrder]) -> None:
+        """Return orders that were not for the caller."""
+        with self._arrived:
+            self._orders.extendleft(reversed(orders))
+
+    def wait(self, timeout_s: float | None) -> WorkerOrder | None:
+        """Return the next order; None if there is none in time."""
+        with self._arrived:
+            self._arrived.wait_for(lambda: self._orders or self._end, timeout_s)
+            self.check()
+            return self._orders.popleft() if self._orders else None
+
+
+class _DirectInbox(OrderQueue):
     """The way to :class:`Traffic` when it is in the same process: a call.
 
     Checkpoints may be written by a thread, which speaks to the traffic as well.
@@ -188,64 +265,50 @@ class _DirectInbox:
     world_size = 1
 
     def __init__(self, traffic: Traffic) -> None:
+        super().__init__()
         self._traffic = traffic
         self._turn = threading.RLock()
-        self._arrived = threading.Condition()
-        self._orders: deque[WorkerOrder] = deque()
 
     def order(self, rank: int, order: WorkerOrder) -> None:
         assert rank == 0
-        self.order_all(order)
+        self.put(order)
 
     def order_all(self, order: WorkerOrder) -> None:
-        with self._arrived:
-            self._orders.append(order)
-            self._arrived.notify()
+        self.put(order)
 
     def send(self, news: WorkerNews) -> None:
         with self._turn:
             self._traffic.serve(0, news)
 
-    def poll(self) -> list[WorkerOrder]:
-        with self._arrived:
-            arrived = list(self._orders)
-            self._orders.clear()
-        return arrived
 
-    def put_back(self, orders: Sequence[WorkerOrder]) -> None:
-        with self._arrived:
-            self._orders.extendleft(reversed(orders))
-
-    def wait(self, timeout_s: float | None) -> WorkerOrder | None:
-        with self._arrived:
-            self._arrived.wait_for(lambda: bool(self._orders), timeout_s)
-            return self._orders.popleft() if self._orders else None
-
-
-class _OneWorker:
+class OneWorker:
     """This process as a backend's only worker."""
 
     def __init__(self, resources: dict[str, float]) -> None:
         self._resources = resources
 
     def __len__(self) -> int:
+        """Return that it is one."""
         return 1
 
     def execute(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Any]:
+        """Call a function here."""
         return [function(*args, **kwargs)]
 
     def execute_single(
         self, rank: int, function: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
+        """Call a function here."""
         assert rank == 0
         return function(*args, **kwargs)
 
     def get_resources_per_worker(self) -> dict[str, float]:
+        """Return the resources of one worker."""
         return dict(self._resources)
 
 
 @contextmanager
-def _logged(path: Path) -> Generator[None]:
+def logged(path: Path) -> Generator[None]:
     """Write what is printed to a log as well as to the console."""
     with path.open("a", encoding="utf-8") as log:
         before = sys.stdout, sys.stderr

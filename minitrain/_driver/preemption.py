@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 
 from minitrain._driver.home import Home
 from minitrain.context import PreemptionInfo
@@ -35,19 +37,22 @@ class Preemption:
         if not self.is_of_driver:
             self.info, self.deadline_s = None, math.inf
 
-    def notice(self, hostname: str, num_workers: int, *, of_driver: bool) -> None:
+    def notice(self, hostname: str, ranks: Sequence[int], *, of_driver: bool) -> None:
         """Note that a host is about to be taken away; the first notice sets the deadline.
 
         Args:
             hostname: Which.
-            num_workers: How many workers it has.
+            ranks: Those that go with it.
             of_driver: Whether the driver is on it.
         """
         self.is_of_driver = self.is_of_driver or of_driver
         if self.info is None:
             self.deadline_s = time.monotonic() + self.grace_s
             deadline_ms = int((time.time() + self.grace_s) * 1000)
-            self.info = PreemptionInfo(deadline_ms, {hostname: tuple(range(num_workers))})
+            self.info = PreemptionInfo(deadline_ms, {hostname: tuple(ranks)})
+        else:
+            by_host = {**self.info.preempted_node_to_ranks, hostname: tuple(ranks)}
+            self.info = replace(self.info, preempted_node_to_ranks=by_host)
 
     def error(self, home: Home, *, timed_out: bool) -> PreemptionError:
         """Return the error the attempt ends with.

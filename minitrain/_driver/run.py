@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import pickle
 import traceback
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
@@ -18,25 +18,41 @@ from minitrain._driver.local import train_here
 from minitrain._driver.mend import mend
 from minitrain._driver.mirror import Mirror, bring_all_home
 from minitrain._driver.payload import by_value, dump
-from minitrain._driver.placement import workers_that_fit
+from minitrain._driver.placement import Room, workers_that_fit
 from minitrain._driver.state import Failed, Finished, Interrupted
+from minitrain._hosts.code import pack
+from minitrain._hosts.plan import Plan, plan_of
 from minitrain._logging import logger, show_on_console
 from minitrain._os.gpus import list_gpus
 from minitrain._storage.files import write_bytes
 from minitrain._storage.layout import RECORD, RunLayout
 from minitrain._storage.record import RunRecord, Status, now
 from minitrain._storage.retry import retry_again
-from minitrain._wire.messages import Payload
-from minitrain.config import SyncConfig
+from minitrain.config import LaunchConfig, ScalingConfig, SyncConfig
 from minitrain.exceptions import ConfigurationError, ControllerError, PreemptionError
 from minitrain.result import Result
 
-__all__ = ["fit"]
+__all__ = [
+    "Ending",
+    "fit",
+    "result_if_over",
+    "result_of",
+    "set_up_console",
+    "take_up",
+    "write_ending",
+    "write_error",
+]
 
 
 @dataclass(frozen=True, slots=True)
-class _Ending:
-    """How a run ended."""
+class Ending:
+    """How a run ended.
+
+    Attributes:
+        status: For ``run.json``.
+        error: Why, if it did not end well.
+        return_value: What rank 0's train function returned.
+    """
 
     status: Status
     error: BaseException | None = None
@@ -57,37 +73,48 @@ def fit(job: Job, restored: Home | None = None) -> Result:
         KeyboardInterrupt: The user pressed Ctrl-C; what was reported is kept.
     """
     _env.check()
-    _set_up_console(job)
-    if restored is not None and (over := _result_if_over(restored, job.sync)) is not None:
+    set_up_console(job)
+    if restored is not None and (over := result_if_over(restored, job.sync)) is not None:
         return over
-    gpus = list_gpus() if job.scaling.use_gpu else []
-    num_workers = workers_that_fit(job.scaling, gpus)
+    job = _planned(job)
+    num_workers = _num_workers(job)
     train = _dump(job) if num_workers else b""
     if restored is None:
         home = _begin(job, in_this_process=num_workers == 0)
         record = RunRecord.load(home.layout)
     else:
         home = restored
-        record = _take_up(job, home)
+        record = take_up(job, home)
         job = replace(job, run_id=record.run_id)
-    logger.info("%s: %s, results in %s", home.name, _workers(num_workers), home.storage.root)
+    where = _workers(num_workers, job.plan)
+    logger.info("%s: %s, results in %s", home.name, where, home.storage.root)
     try:
         if num_workers == 0:
             ending = _train_here(job, home, record)
         else:
-            payload = pickle.dumps(Payload(train, job.facts(home)))
-            ending = _control(Controller(job, home, record, gpus, num_workers, payload))
-        _write_ending(home, job.sync, record, ending)
+            job = _collecting(job, home)
+            ending = _control(Controller(job, home, record, num_workers, train))
+        write_ending(home, job.sync, record, ending)
     finally:
         retry_again()
     if ending.error is not None:
         where = home.storage.root
         logger.info("%s: %s; everything it left is in %s", record.name, ending.status, where)
         raise ending.error
-    return _result(home, ending)
+    return result_of(home, ending)
 
 
-def _result(home: Home, ending: _Ending) -> Result:
+def _collecting(job: Job, home: Home) -> Job:
+    """Return a job whose workers reach the run's directory through the driver, if so wanted."""
+    return replace(job, collects=job.plan.collect and home.storage.is_local)
+
+
+def result_of(home: Home, ending: Ending) -> Result:
+    """Return what a run that ended well has given.
+
+    Raises:
+        ControllerError: Its storage does not answer.
+    """
     try:
         return Result._of(home.storage, return_value=ending.return_value)  # noqa: SLF001 - its own package
     except OSError as error:
@@ -98,7 +125,7 @@ def _result(home: Home, ending: _Ending) -> Result:
         ) from error
 
 
-def _result_if_over(home: Home, sync: SyncConfig) -> Result | None:
+def result_if_over(home: Home, sync: SyncConfig) -> Result | None:
     """Return the result of a run that has nothing left to train."""
     record = newest_record(home)
     if record.driver_is_alive and record.driver["pid"] != os.getpid():
@@ -113,7 +140,7 @@ def _result_if_over(home: Home, sync: SyncConfig) -> Result | None:
     return Result._of(home.storage)  # noqa: SLF001 - its own package
 
 
-def _take_up(job: Job, home: Home) -> RunRecord:
+def take_up(job: Job, home: Home) -> RunRecord:
     """Make a run this driver's, in an order in which nothing is lost if it ends in between."""
     record = newest_record(home)
     try:
@@ -138,17 +165,57 @@ def _begin(job: Job, *, in_this_process: bool) -> Home:
     return make(job.run_config, job.trainer, fill, one_process=in_this_process)
 
 
-def _set_up_console(job: Job) -> None:
+def set_up_console(job: Job) -> None:
+    """Show what the user wants to see of the log."""
     run_config = job.run_config
     assert run_config.logging_config is not None
     level = run_config.logging_config.log_level
     show_on_console("WARNING" if run_config.verbose == 0 else level.replace("TRACE", "NOTSET"))
 
 
-def _workers(num_workers: int) -> str:
+def _planned(job: Job) -> Job:
+    """Return the job with the hosts it goes to, and as many workers as were asked for there."""
+    if job.scaling.max_workers == 0:
+        return job  # in this process
+    launch = job.run_config.launch_config or LaunchConfig()
+    plan = plan_of(job.scaling, launch, job.failures.heartbeat_timeout_s)
+    code = b""
+    if plan.sync_code and not all(host.is_here for host in plan.hosts):
+        code = pack(Path.cwd())
+    return replace(job, plan=plan, code=code, scaling=_scaling(job.scaling, plan))
+
+
+def _scaling(scaling: ScalingConfig, plan: Plan) -> ScalingConfig:
+    num_workers = plan.num_workers
+    if num_workers is None or num_workers == scaling.num_workers:
+        return scaling
+    hosts = ", ".join(map(str, plan.hosts))
+    if scaling.elasticity_enabled:
+        bounds = (min(scaling.min_workers, num_workers), num_workers)
+        logger.info("%s: %d to %d workers", hosts, *bounds)
+        return replace(scaling, num_workers=bounds)
+    logger.info(
+        "%s: %d workers, instead of ScalingConfig(num_workers=%r)",
+        hosts,
+        num_workers,
+        scaling.num_workers,
+    )
+    return replace(scaling, num_workers=num_workers)
+
+
+def _num_workers(job: Job) -> int:
+    """Return how many workers to begin with, as far as this host can tell."""
+    if job.plan.hosts:
+        return job.scaling.max_workers  # the hosts will say what they have
+    gpus = tuple(list_gpus()) if job.scaling.use_gpu else ()
+    return workers_that_fit(job.scaling, [Room(gpus)])
+
+
+def _workers(num_workers: int, plan: Plan) -> str:
     if num_workers == 0:
         return "training in this process"
-    return f"{num_workers} worker{'s' if num_workers > 1 else ''}"
+    on_hosts = f" on {', '.join(host.name for host in plan.hosts)}" if plan.hosts else ""
+    return f"{num_workers} worker{'s' if num_workers > 1 else ''}{on_hosts}"
 
 
 def _dump(job: Job) -> bytes:
@@ -166,33 +233,34 @@ def _dump(job: Job) -> bytes:
         return dump("the trainer", (job.function, job.arguments, around, dict(job.datasets)))
 
 
-def _control(controller: Controller) -> _Ending:
+def _control(controller: Controller) -> Ending:
     end = controller.run()
     match end:
         case Finished():
             status: Status = "stopped" if controller.stopped else "finished"
-            return _Ending(status, return_value=controller.return_value)
+            return Ending(status, return_value=controller.return_value)
         case Failed(error=PreemptionError() as error):
-            return _Ending("preempted", error)
+            return Ending("preempted", error)
         case Failed(error=error):
-            return _Ending("failed", error)
+            return Ending("failed", error)
         case Interrupted():
-            return _Ending("interrupted", KeyboardInterrupt())
+            return Ending("interrupted", KeyboardInterrupt())
 
 
-def _train_here(job: Job, home: Home, record: RunRecord) -> _Ending:
+def _train_here(job: Job, home: Home, record: RunRecord) -> Ending:
     outcome = train_here(job, home, record)
     if isinstance(outcome.error, KeyboardInterrupt):
-        return _Ending("interrupted", outcome.error)
+        return Ending("interrupted", outcome.error)
     if isinstance(outcome.error, PreemptionError):
-        return _Ending("preempted", outcome.error)
+        return Ending("preempted", outcome.error)
     if outcome.error is not None:
-        return _Ending("failed", outcome.error)
+        return Ending("failed", outcome.error)
     status: Status = "stopped" if outcome.stopped else "finished"
-    return _Ending(status, return_value=outcome.return_value)
+    return Ending(status, return_value=outcome.return_value)
 
 
-def _write_ending(home: Home, sync: SyncConfig, record: RunRecord, ending: _Ending) -> None:
+def write_ending(home: Home, sync: SyncConfig, record: RunRecord, ending: Ending) -> None:
+    """Write down how a run ended, and bring everything to its storage."""
     layout = home.layout
     record.status = ending.status
     record.ended = now()
@@ -202,14 +270,15 @@ def _write_ending(home: Home, sync: SyncConfig, record: RunRecord, ending: _Endi
         record.save(layout)
     else:
         try:
-            _write_error(layout, ending.error)
+            write_error(layout, ending.error)
             record.save(layout)
         except OSError as error:  # a full disk, say: the run's own error is the one to raise
             logger.warning("%s: how the run ended is not written down: %s", layout.root, error)
     bring_all_home(home, sync)
 
 
-def _write_error(layout: RunLayout, error: BaseException) -> None:
+def write_error(layout: RunLayout, error: BaseException) -> None:
+    """Write down how a run failed, for people and for programs."""
     text = "".join(traceback.format_exception_only(error))
     write_bytes(layout.error_text, text.encode())
     try:

@@ -93,9 +93,15 @@ State: TypeAlias = Starting | Running | Stopping | Finished | Failed | Interrupt
 
 @dataclass(frozen=True, slots=True)
 class WorkersReady:
-    """Every worker has been told to train."""
+    """Every worker has been told to train.
+
+    Attributes:
+        attempt: Which attempt.
+        num_workers: How many there are: fewer than were to be started, if there is no more room.
+    """
 
     attempt: int
+    num_workers: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +190,7 @@ def step(state: State, event: Event, budget: Budget) -> tuple[State, Action | No
         return state, None  # late news from an attempt that is over
     match state, event:
         case Starting(), WorkersReady():
-            return Running(state.attempt, state.num_workers, state.spent), None
+            return Running(state.attempt, event.num_workers, state.spent), None
         case Running(), WorkersReturned():
             return _stopping(state.attempt, Finished(), done=True)
         case Running(), ResizePossible(num_workers=num_workers):

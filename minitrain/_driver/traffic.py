@@ -6,7 +6,7 @@ import pickle
 import sys
 import time
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,7 +24,7 @@ from minitrain._logging import logger
 from minitrain._storage.layout import RECORD
 from minitrain._storage.ranking import Registered, lookup
 from minitrain._storage.record import RunRecord
-from minitrain._storage.rows import read_rows
+from minitrain._storage.rows import RowFile, read_rows
 from minitrain._wire.messages import (
     Answer,
     CheckpointCommitted,
@@ -110,11 +110,22 @@ class Traffic:
         home: Its directories.
         record: Its record.
         waits: Whether slow work with the storage is done in a thread of its own.
+        pack: Turns what ranks are told of a preemption into what they can read.
     """
 
-    def __init__(self, job: Job, home: Home, record: RunRecord, *, waits: bool) -> None:
+    def __init__(
+        self,
+        job: Job,
+        home: Home,
+        record: RunRecord,
+        *,
+        waits: bool,
+        pack: Callable[[PreemptionInfo | None], bytes] = pickle.dumps,
+    ) -> None:
         self._job = job
         self._record = record
+        self._pack = pack
+        self._home = home
         self._layout = home.layout
         self._storage = home.storage
         self._callbacks: Sequence[UserCallback] = job.run_config.callbacks or ()
@@ -123,7 +134,7 @@ class Traffic:
         self._warn_s = _env.seconds("MINITRAIN_COLLECTIVE_WARN_S")
         rows = read_rows(home.layout.rows)
         self._tables = Tables(home.layout, job.facts(home).config, len(rows))
-        self.clerk = Clerk(waits=waits and not home.storage.is_local)
+        self.clerk = Clerk(waits=waits and (job.collects or not home.storage.is_local))
         self.mirror = Mirror(home, job.sync)
         self.checkpoints = CheckpointKeeper(home.storage, record, job.metadata, self.clerk, rows)
         self.stopped = False
@@ -140,15 +151,25 @@ class Traffic:
         self._writing: set[int] = set()
         self._warned_until_s = 0.0
         self._lines: dict[int, bytes] = {}
+        self._rows: RowFile | None = None
 
-    def begin(self, group: Served, preemption: PreemptionInfo | None = None) -> None:
+    def begin(
+        self,
+        group: Served,
+        preemption: PreemptionInfo | None = None,
+        *,
+        writes_rows: bool = False,
+    ) -> None:
         """Turn to the workers of another attempt.
 
         Args:
             group: The workers.
             preemption: What is known of a preemption.
+            writes_rows: Whether reports are written down here, because rank 0 is on another host.
         """
         self._group = group
+        if writes_rows:
+            self._rows = RowFile(self._layout.rows, self._job.facts(self._home).config)
         self.preemption, self.preemption_was_seen = preemption, False
         self._reports = Gatherings(group.world_size)
         self._collectives = Gatherings(group.world_size)
@@ -163,6 +184,9 @@ class Traffic:
         """Bring in order what workers that were ended may have left undone."""
         self.flush_output()
         self._finish_storage_work()
+        if self._rows is not None:
+            self._rows.close()
+            self._rows = None
         try:
             self._tables.agree_with(self._layout.rows)
         except OSError as error:  # a full disk, which the run's own error tells more of
@@ -195,8 +219,9 @@ class Traffic:
         match news:
             case Reported():
                 self._writing.discard(rank)
-                reports = self._reports.add(rank, news, time.monotonic())
-                if reports is not None:
+                self._write_down(news, if_waits=False)
+                waits = news.question is not None
+                if reports := self._reports.add(rank, news, time.monotonic(), is_waited_for=waits):
                     self._complete(reports)
             case NameAsked():
                 self._answer_with_name(rank, news)
@@ -206,11 +231,23 @@ class Traffic:
                 self._asking.append((rank, news))
                 self._answer_those_who_ask()
             case CollectiveEntered():
-                entered = self._collectives.add(rank, news, time.monotonic())
-                if entered is not None:
+                if entered := self._collectives.add(
+                    rank, news, time.monotonic(), is_waited_for=True
+                ):
                     self._answer_collective(entered)
             case _:
                 pass
+
+    def _write_down(self, report: Reported, *, if_waits: bool) -> None:
+        """Write down what rank 0 reports, if it cannot do that itself.
+
+        Args:
+            report: The report.
+            if_waits: Whether this is for reports that wait for the commit of a checkpoint.
+        """
+        if self._rows is None or report.row is None or _waits_for_commit(report) != if_waits:
+            return
+        self._rows.append(report.row, durable=if_waits)
 
     def _answer_with_name(self, rank: int, asked: NameAsked) -> None:
         try:
@@ -282,6 +319,9 @@ class Traffic:
         if name is not None:
             self._group.order_all(CheckpointCommitted(name, filed.index))
             self.bring_home()
+        waited = _waits_for_commit(filed.reports[0])
+        if error is None:
+            self._write_down(filed.reports[0], if_waits=True)
         for rank, report in enumerate(filed.reports):
             if report.pending and error is not None:
                 self._group.order(rank, CheckpointLost(filed.index, error))
@@ -290,7 +330,6 @@ class Traffic:
         self.checkpoints.tidy()
         self._num_settled += 1
         self._answer_those_who_ask()
-        waited = _waits_for_commit(filed.reports[0])
         if waited and error is not None:
             return  # the report does not count
         if waited:
@@ -352,7 +391,7 @@ class Traffic:
             error = RuntimeError(f"ranks are in different collectives: {by_rank}")
         data = entered[0].data
         if names == {"get_preemption_info"}:
-            data = pickle.dumps(self.preemption)
+            data = self._pack(self.preemption)
             self.preemption_was_seen |= self.preemption is not None
         for rank, one in enumerate(entered):
             if one.question is not None:
@@ -365,7 +404,7 @@ class Traffic:
         if not waits:
             return self.mirror.due_s
         first_s = waits[0][1].since_s
-        ends_s = [wait.since_s + self._timeout_s for _, wait in waits if _questions(wait)]
+        ends_s = [wait.since_s + self._timeout_s for _, wait in waits if wait.is_waited_for]
         warning_s = max(first_s + self._warn_s, self._warned_until_s)
         return min([*ends_s, warning_s, self.mirror.due_s])
 
@@ -408,7 +447,7 @@ class Traffic:
             self.mirror.put_off()
             self.bring_home()
         for name, wait in self._waits():
-            if _questions(wait) and now_s >= wait.since_s + self._timeout_s:
+            if wait.is_waited_for and now_s >= wait.since_s + self._timeout_s:
                 self._time_out(name, wait)
             elif now_s >= max(wait.since_s + self._warn_s, self._warned_until_s):
                 self._warned_until_s = now_s + self._warn_s
@@ -425,8 +464,8 @@ class Traffic:
         error = CollectiveTimeoutError(name, wait.missing, self._timeout_s)
         for rank, question in _questions(wait).items():
             self._group.order(rank, Answer(question, error=error))
-        self._reports.replace(_answered)
-        self._collectives.replace(_answered)
+        self._reports.let_go(_answered)
+        self._collectives.let_go(_answered)
 
     # ------------------------------------------------------------------ output
     def show(self, rank: int, data: bytes) -> None:

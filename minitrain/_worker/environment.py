@@ -17,6 +17,19 @@ from minitrain._os.processes import MARK_VARIABLE, die_with_parent, let_forked_c
 from minitrain._os.stacks import answer_stack_requests
 from minitrain._wire.messages import ForkedWorker, Place, StartWorkers
 
+_OF_SLURMS_TASK = (
+    "PMI_",
+    "PMIX_",
+    "SLURM_GTIDS",
+    "SLURM_LOCALID",
+    "SLURM_NODEID",
+    "SLURM_NPROCS",
+    "SLURM_NTASKS",
+    "SLURM_PROCID",
+    "SLURM_STEP",
+    "SLURM_TASK_PID",
+)
+
 __all__ = ["own_devices", "run_exit_handlers", "settle", "temporary_folder", "variables"]
 
 
@@ -28,6 +41,7 @@ def settle(forked: ForkedWorker) -> None:
         os.close(descriptor)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     # What preloaded modules want done at the agent's end is none of a worker's business.
     atexit._clear()  # noqa: SLF001 - a process made by exec would have none
     # Otherwise children that a worker spawns would import the agent's main module.
@@ -85,7 +99,6 @@ def variables(
         threads: How many threads it computes with, unless the user said otherwise.
     """
     attempt = str(start.attempt)
-    nodes = -(-place.world_size // place.local_world_size)
     by_torchrun = {
         "MASTER_ADDR": start.store_address,
         "MASTER_PORT": str(start.store_port),
@@ -95,7 +108,7 @@ def variables(
         "LOCAL_WORLD_SIZE": str(place.local_world_size),
         "NODE_RANK": str(place.node_rank),
         "GROUP_RANK": str(place.node_rank),
-        "GROUP_WORLD_SIZE": str(nodes),
+        "GROUP_WORLD_SIZE": str(place.num_nodes),
         "ROLE_NAME": "default",
         "ROLE_RANK": str(place.rank),
         "ROLE_WORLD_SIZE": str(place.world_size),
@@ -109,7 +122,17 @@ def variables(
         by_default |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
     if place.visible_gpus:
         by_torchrun["CUDA_VISIBLE_DEVICES"] = ",".join(place.visible_gpus)
-    return {**by_default, **start.environ, **by_torchrun}
+    given = {name: text for name, text in start.environ.items() if not _is_of_a_step(name)}
+    return {**by_default, **given, **by_torchrun}
+
+
+def _is_of_a_step(name: str) -> bool:
+    """Return whether a variable says where a process stands among those that Slurm started.
+
+    That was the agent, or the driver; a library that believes it would take every worker for the
+    only one.
+    """
+    return name.startswith(_OF_SLURMS_TASK)
 
 
 def _use_threads(variable: str, otherwise: int) -> None:

@@ -13,6 +13,7 @@ import cloudpickle
 from minitrain import session as public_session
 from minitrain._os.memory import OomCounter
 from minitrain._session import StopTraining, TrainSession
+from minitrain._storage.file_connection import connect
 from minitrain._wire.channel import Channel, ChannelClosed
 from minitrain._wire.failure import describe
 from minitrain._wire.messages import (
@@ -41,6 +42,8 @@ __all__ = ["run"]
 def run(forked: ForkedWorker) -> None:
     """Be the worker at ``forked.place``; the process ends when this returns."""
     settle(forked)
+    if forked.file_fds is not None:
+        connect(*forked.file_fds)
     inbox = PipeInbox(forked.ring, Channel(forked.orders_fd, forked.orders_fd))
     try:
         worker = Worker(forked, inbox)

@@ -54,8 +54,10 @@ def test_the_oldest_is_the_first_call_that_somebody_has_made_and_somebody_has_no
     assert oldest == Incomplete(
         since_s=float(min(times[rank][call] for rank in there)),
         items={rank: (rank, call) for rank in there},
-        missing=tuple(rank for rank in range(world_size) if rank not in there),
+        world_size=world_size,
+        is_waited_for=False,
     )
+    assert oldest.missing == tuple(rank for rank in range(world_size) if rank not in there)
 
 
 @settings(deadline=None)
@@ -79,17 +81,20 @@ def test_what_came_with_incomplete_calls_can_be_changed_and_arrives_changed():
     gatherings = Gatherings(2)
     gatherings.add(0, 1, 0.0)
     gatherings.add(0, 2, 0.0)
-    gatherings.replace(lambda item: item * 10)
+    gatherings.let_go(lambda item: item * 10)
     assert gatherings.oldest().items == {0: 10}
     assert gatherings.add(1, 7, 0.0) == [10, 7]
     assert gatherings.add(1, 8, 0.0) == [20, 8]
 
 
-def test_what_oldest_returns_is_a_copy():
-    gatherings = Gatherings(2)
+def test_a_call_is_waited_for_as_long_as_somebody_stands_still_for_it():
+    gatherings = Gatherings(3)
     gatherings.add(0, "item", 0.0)
-    gatherings.oldest().items.clear()
-    assert gatherings.oldest().items == {0: "item"}
+    assert not gatherings.oldest().is_waited_for
+    gatherings.add(1, "item", 0.0, is_waited_for=True)
+    assert gatherings.oldest().is_waited_for
+    gatherings.let_go(str.upper)
+    assert not gatherings.oldest().is_waited_for
 
 
 @pytest.mark.parametrize("returned", [(), (0,), (0, 1)])

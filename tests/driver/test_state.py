@@ -42,13 +42,22 @@ ONE_RETRY = Budget(max_failures=1, max_preemptions=0, min_workers=1)
 ONCE = Spent(failures=1)
 TERMINAL = (Finished(), Failed(CRASH), Interrupted())
 TERMINAL_KINDS = (Finished, Failed, Interrupted)
-EVENTS = (WorkersReady, WorkersReturned, InterruptRequested, WorkersGone)
+
+
+def a_ready(attempt):
+    return WorkersReady(attempt, 2)
+
+
+EVENTS = (a_ready, WorkersReturned, InterruptRequested, WorkersGone)
 
 
 @pytest.mark.parametrize(
     ("state", "event", "expected", "action"),
     [
-        pytest.param(Starting(0, 2), WorkersReady(0), Running(0, 2), None, id="ready"),
+        pytest.param(Starting(0, 2), WorkersReady(0, 2), Running(0, 2), None, id="ready"),
+        pytest.param(
+            Starting(0, 4), WorkersReady(0, 3), Running(0, 3), None, id="ready with fewer"
+        ),
         pytest.param(
             Starting(0, 2),
             AttemptFailed(0, CRASH, 2),
@@ -181,12 +190,12 @@ IMPOSSIBLE = {
 def test_the_impossible_is_loud(kind, event):
     state = Starting(0, 2) if kind is Starting else Running(0, 2)
     with pytest.raises(AssertionError, match="cannot happen"):
-        step(state, ResizePossible(0, 3) if event is ResizePossible else event(0), ONE_RETRY)
+        step(state, event(0, 3) if event in {ResizePossible, WorkersReady} else event(0), ONE_RETRY)
 
 
 attempts = st.integers(min_value=0, max_value=5)
 any_event = st.one_of(
-    st.builds(WorkersReady, attempts),
+    st.builds(a_ready, attempts),
     st.builds(WorkersReturned, attempts),
     st.builds(
         AttemptFailed,

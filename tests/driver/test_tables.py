@@ -221,6 +221,7 @@ def write_without(root, *packages):
     return done.stdout.strip()
 
 
+@pytest.mark.campaign
 def test_without_tensorboard_the_events_are_written_by_tensorboardx(tmp_path):
     pytest.importorskip("tensorboardX")
     assert write_without(tmp_path, "tensorboard") == "False"

@@ -475,6 +475,14 @@ def test_collectives_bring_rank_zeros_data():
     assert got == [{"got": 0, "rank": rank} for rank in range(3)]
 
 
+def test_a_broadcast_larger_than_any_pipe_reaches_every_rank():
+    def train():
+        data = broadcast_from_rank_zero(bytes(8 << 20))
+        return len(data)
+
+    assert run(train, 2).return_value == 8 << 20
+
+
 @pytest.mark.parametrize("stop", [{"step": 5}, lambda trial_id, row: row["step"] >= 5])
 def test_a_stop_condition_ends_all_ranks_after_the_same_report(stop):
     def train():

@@ -476,11 +476,13 @@ def nvml(tmp_path_factory):
 @pytest.mark.parametrize(
     ("num_workers", "scaling", "variable", "visible", "devices"),
     [
-        (2, {}, None, "0,1", [["cuda:0"], ["cuda:1"]]),
+        pytest.param(2, {}, None, "0,1", [["cuda:0"], ["cuda:1"]], marks=pytest.mark.campaign),
         (2, {"resources_per_worker": {"GPU": 2}}, None, "0,1,2,3",
          [["cuda:0", "cuda:1"], ["cuda:2", "cuda:3"]]),
-        (2, {"resources_per_worker": {"GPU": 0.5}}, None, "0", [["cuda:0"], ["cuda:0"]]),
-        (2, {"accelerator_type": "A100"}, "3,1", "3,1", [["cuda:0"], ["cuda:1"]]),
+        pytest.param(2, {"resources_per_worker": {"GPU": 0.5}}, None, "0",
+                     [["cuda:0"], ["cuda:0"]], marks=pytest.mark.campaign),
+        pytest.param(2, {"accelerator_type": "A100"}, "3,1", "3,1", [["cuda:0"], ["cuda:1"]],
+                     marks=pytest.mark.campaign),
     ],
 )  # fmt: skip
 def test_workers_see_all_gpus_of_the_run_and_get_their_own(

@@ -103,6 +103,7 @@ def test_importing_minitrain_imports_nothing_heavy():
         "from minitrain import ScalingConfig, RunConfig, CheckpointConfig, FailureConfig",
         "from minitrain import report, get_context, get_checkpoint, Checkpoint",
         "from minitrain import collective, exceptions",
+        "import minitrain.launch.__main__",
     ],
 )
 def test_what_a_script_imports_at_its_head_imports_nothing_heavy(statement):

@@ -46,7 +46,7 @@ def close(end):
 
 def frame(message) -> bytes:
     data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
-    return struct.pack("<Q", len(data)) + data
+    return struct.pack("<QI", len(data), 0) + data
 
 
 def receive_all(end):

@@ -8,6 +8,7 @@ import pickle
 
 import pytest
 
+from minitrain._os.gpus import Gpu
 from minitrain._storage.disk import FileEntry, LocalDisk
 from minitrain._storage.run_storage import RunStorage
 from minitrain._wire import messages as wire
@@ -19,7 +20,6 @@ FACTS = wire.RunFacts(
     name="n",
     run_id="id",
     path="/run",
-    home="/run",
     storage=RunStorage(LocalDisk("/run")),
     trial_name="t",
     metadata={"a": 1},
@@ -31,7 +31,12 @@ FACTS = wire.RunFacts(
 )
 SAMPLES = [
     wire.Preload(("torch", "numpy")),
-    wire.ServeStore("127.0.0.1"),
+    wire.Ping(20.0),
+    wire.Pong(),
+    wire.RemoveTraces("abc"),
+    wire.TakeCode(b"archive"),
+    wire.ServeStore(for_others=True),
+    wire.Survey(1, ("10.0.0.1",), 1234, "/run", ".seen-abc", 5.0),
     PLACE,
     wire.StartWorkers(
         attempt=1,
@@ -42,6 +47,7 @@ SAMPLES = [
         sys_path=("/a",),
         argv=("train.py",),
         working_dir="/run",
+        code_from="/home/me",
         log_dir="/run/logs",
         console_ranks=frozenset({0}),
         cpus_per_worker=2.0,
@@ -49,13 +55,18 @@ SAMPLES = [
         store_port=1234,
         run_id="abc",
         max_restarts=3,
+        files=True,
     ),
     wire.ToWorker(1, 0, wire.Exit()),
     wire.StopWorkers(1, leave_s=10.0, grace_s=5.0),
-    wire.WriteStacks(1, "/run/logs/attempt_1", 3.0),
+    wire.FileAnswer(1, 0, b"part of an answer"),
+    wire.FileRequest(1, 0, b"part of a question"),
+    wire.WriteStacks(1, 3.0),
     wire.PreemptionSensed(),
     wire.StacksWritten(1, {0: "stacks"}),
-    wire.AgentReady(42, "node-a", "127.0.0.1", 2),
+    wire.AgentReady(42, "node-a", ("10.0.0.1",), 2, (Gpu("0", "T4", "GPU-0"),), 1.5),
+    wire.Surveyed(1, "10.0.0.1", "it is another one"),
+    wire.StartFailed(1, "the disk is full"),
     wire.StoreServed(1234),
     wire.WorkerStarted(1, 0, 42),
     wire.FromWorker(1, 0, (b"one", b"two")),
@@ -63,7 +74,7 @@ SAMPLES = [
     wire.WorkerExited(1, 0, -9, 1 << 30, 1.5, OomEvidence("memory.events of /a", 1, 1 << 30)),
     wire.AttemptGone(1, (42,)),
     wire.Execute(1, b"function"),
-    wire.Train(b"a pickled checkpoint", 10, 60.0),
+    wire.Train(b"a pickled checkpoint", 10, 60.0, "/run/result.json"),
     wire.Answer(3, value={"a": 1}),
     wire.CheckpointCommitted("checkpoint_000000", 3),
     wire.CheckpointLost(3, CheckpointError("full")),
@@ -86,7 +97,7 @@ NEVER_SENT = {"ForkedWorker"}
 CLASSES = {
     name: value
     for name, value in vars(wire).items()
-    if inspect.isclass(value) and value.__module__ == wire.__name__
+    if inspect.isclass(value) and value.__module__.startswith(wire.__name__)
 }
 
 

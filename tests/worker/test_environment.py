@@ -8,7 +8,9 @@ from minitrain._wire.messages import Place, StartWorkers
 from minitrain._worker.environment import own_devices, variables
 
 ONE = Place(0, 1, 0, 1, 0)
-SECOND_HOST = Place(rank=5, world_size=6, local_rank=1, local_world_size=2, node_rank=2)
+SECOND_HOST = Place(
+    rank=5, world_size=6, local_rank=1, local_world_size=2, node_rank=2, num_nodes=3
+)
 
 
 def order(environ=None, *, attempt=0, max_restarts=0):
@@ -21,6 +23,7 @@ def order(environ=None, *, attempt=0, max_restarts=0):
         sys_path=(),
         argv=(),
         working_dir="/",
+        code_from="",
         log_dir="/",
         console_ranks=frozenset(),
         cpus_per_worker=None,

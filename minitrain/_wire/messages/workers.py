@@ -1,29 +1,16 @@
-"""Everything that driver, agents and workers say to each other, as frozen dataclasses.
-
-Orders go down and are imperative; news goes up and says what happened::
-
-    driver  --orders-->  agent  --orders-->  worker
-            <---news---         <---news---
-
-An agent passes a worker's messages on unread (:class:`ToWorker`, :class:`FromWorker`); what users
-wrote travels inside them as bytes and is unpickled by workers only, their results by the driver.
-"""
+"""What the driver and its workers say to each other, by way of their agents."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from minitrain._storage.disk import FileEntry
 from minitrain._storage.run_storage import RunStorage
-from minitrain.exceptions import OomEvidence
 
 __all__ = [
-    "AgentReady",
     "Answer",
-    "AttemptGone",
     "CheckpointCommitted",
     "CheckpointLost",
     "CheckpointsAsked",
@@ -31,242 +18,18 @@ __all__ = [
     "Execute",
     "Executed",
     "Exit",
-    "ForkedWorker",
-    "FromWorker",
     "Joined",
     "NameAsked",
-    "Output",
     "Payload",
-    "Place",
-    "PreemptionSensed",
-    "Preload",
     "Raised",
     "Reported",
     "Returned",
     "RunFacts",
-    "ServeStore",
-    "StacksWritten",
-    "StartWorkers",
-    "StopWorkers",
-    "StoreServed",
-    "ToWorker",
     "Train",
     "Uploaded",
-    "WorkerExited",
     "WorkerNews",
     "WorkerOrder",
-    "WorkerStarted",
-    "WriteStacks",
 ]
-
-
-# ---------------------------------------------------------------- driver to agent
-@dataclass(frozen=True, slots=True)
-class Preload:
-    """Import modules, so that workers are forked with them.
-
-    Attributes:
-        modules: Their names.
-        when_idle: Whether to wait for a moment with nothing else to do.
-    """
-
-    modules: tuple[str, ...]
-    when_idle: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class ServeStore:
-    """Serve a rendezvous store on a port the kernel chooses, until the attempt is gone."""
-
-    address: str
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where one worker stands among the others.
-
-    Attributes:
-        rank: World rank.
-        world_size: Workers of the attempt.
-        local_rank: Rank among the workers of its host.
-        local_world_size: Workers of its host.
-        node_rank: Rank of its host.
-        gpus: Its own GPUs, as ``CUDA_VISIBLE_DEVICES`` calls them.
-        visible_gpus: Those of all workers of its host: each sees its peers' for direct copies.
-    """
-
-    rank: int
-    world_size: int
-    local_rank: int
-    local_world_size: int
-    node_rank: int
-    gpus: tuple[str, ...] = ()
-    visible_gpus: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class StartWorkers:
-    """Fork the workers of one attempt.
-
-    Attributes:
-        attempt: Number of the attempt within the run.
-        places: One per worker of this host.
-        payload: The pickled :class:`Payload`, the same for all.
-        environ: The whole environment of every worker, but for what its place adds.
-        own_variables: The names of those that the user set for workers.
-        sys_path: The driver's module search path.
-        argv: The driver's ``sys.argv``.
-        working_dir: Where workers start.
-        log_dir: Where ``rank_N.log`` is written; it exists.
-        console_ranks: Those whose output also goes to the driver.
-        cpus_per_worker: What the user asked for, if anything.
-        store_address: The rendezvous store's host.
-        store_port: ... and its port.
-        run_id: The run's id.
-        max_restarts: The run's budget, for torchrun's variable of that name.
-    """
-
-    attempt: int
-    places: tuple[Place, ...]
-    payload: bytes
-    environ: Mapping[str, str]
-    own_variables: frozenset[str]
-    sys_path: tuple[str, ...]
-    argv: tuple[str, ...]
-    working_dir: str
-    log_dir: str
-    console_ranks: frozenset[int]
-    cpus_per_worker: float | None
-    store_address: str
-    store_port: int
-    run_id: str
-    max_restarts: int
-
-
-@dataclass(frozen=True, slots=True)
-class ToWorker:
-    """Pass an order on; dropped if the worker is gone."""
-
-    attempt: int
-    rank: int
-    order: WorkerOrder
-
-
-@dataclass(frozen=True, slots=True)
-class StopWorkers:
-    """End every worker of the attempt, and whatever they started.
-
-    Attributes:
-        attempt: Which attempt.
-        leave_s: How long workers may take to leave by themselves before SIGTERM.
-        grace_s: The time from SIGTERM to SIGKILL.
-    """
-
-    attempt: int
-    leave_s: float
-    grace_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class WriteStacks:
-    """Write the Python stacks of every worker, also of those that have been stopped.
-
-    Attributes:
-        attempt: Which attempt.
-        log_dir: Where ``stacks_rank_N.txt`` is written.
-        timeout_s: How long workers have to answer.
-    """
-
-    attempt: int
-    log_dir: str
-    timeout_s: float
-
-
-# ---------------------------------------------------------------- agent to driver
-@dataclass(frozen=True, slots=True)
-class AgentReady:
-    """The agent has imported what it preloads and waits for orders."""
-
-    pid: int
-    hostname: str
-    address: str
-    num_cpus: int
-
-
-@dataclass(frozen=True, slots=True)
-class StoreServed:
-    """The rendezvous store listens."""
-
-    port: int
-
-
-@dataclass(frozen=True, slots=True)
-class PreemptionSensed:
-    """The agent was sent SIGTERM: its host is being taken away."""
-
-
-@dataclass(frozen=True, slots=True)
-class StacksWritten:
-    """The Python stacks of every worker, by rank, or in words why there are none."""
-
-    attempt: int
-    stacks: dict[int, str]
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerStarted:
-    """A worker has been forked."""
-
-    attempt: int
-    rank: int
-    pid: int
-
-
-@dataclass(frozen=True, slots=True)
-class FromWorker:
-    """What one worker said, in order, each message still pickled."""
-
-    attempt: int
-    rank: int
-    news: tuple[bytes, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    """What a worker printed, for the console; its log file has it already."""
-
-    attempt: int
-    rank: int
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerExited:
-    """A worker's process is gone; all it said before has been passed on.
-
-    Attributes:
-        attempt: Which attempt.
-        rank: World rank.
-        exitcode: Negative for a signal.
-        peak_bytes: Its peak resident memory.
-        time_s: When the agent noticed, on the host's monotonic clock.
-        oom: What the kernel says of out-of-memory kills, if it was SIGKILL.
-    """
-
-    attempt: int
-    rank: int
-    exitcode: int
-    peak_bytes: int
-    time_s: float
-    oom: OomEvidence | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class AttemptGone:
-    """Nothing of the attempt is left on this host, but for processes even SIGKILL did not end."""
-
-    attempt: int
-    survivors: tuple[int, ...]
 
 
 # ---------------------------------------------------------------- driver to worker
@@ -287,11 +50,14 @@ class Train:
             hold a connection to its storage.
         iterations: Reports the run already has.
         time_total_s: Seconds the run has already trained.
+        rows: The run's log of reports, for rank 0 to write to; empty: the driver does, because
+            rank 0 is on another host.
     """
 
     checkpoint: bytes | None
     iterations: int
     time_total_s: float
+    rows: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -504,7 +270,6 @@ class RunFacts:
         name: The run's name.
         run_id: Its unique id.
         path: The run's directory, where its storage has it.
-        home: The directory on this host with the run's log of reports.
         storage: What the run's checkpoints are written to and read from.
         trial_name: What ray.train calls the trial.
         metadata: The user's, for every checkpoint.
@@ -518,7 +283,6 @@ class RunFacts:
     name: str
     run_id: str
     path: str
-    home: str
     storage: RunStorage
     trial_name: str
     metadata: Mapping[str, Any]
@@ -532,30 +296,3 @@ class RunFacts:
     def remote_filesystem(self) -> Any:
         """What holds the run, if that is not this host's own filesystem."""
         return None if self.storage.is_local else self.storage.filesystem
-
-
-@dataclass(frozen=True, slots=True)
-class ForkedWorker:
-    """What an agent hands to a worker across the fork; never sent anywhere.
-
-    Attributes:
-        start: The order it belongs to.
-        place: Which of its places.
-        ring: The worker's result queue.
-        orders_fd: Where the driver's orders arrive.
-        output_fd: Where its standard output and error go.
-        close_fds: The agent's descriptors, of no business to a worker.
-        agent_pid: Its parent.
-        interface: The network interface that reaches the store.
-        num_cpus: This host's processors.
-    """
-
-    start: StartWorkers
-    place: Place
-    ring: Any
-    orders_fd: int
-    output_fd: int
-    close_fds: tuple[int, ...]
-    agent_pid: int = field(default_factory=os.getpid)
-    interface: str | None = None
-    num_cpus: int = 1
