@@ -13,6 +13,8 @@ from minitrain._driver.home import Home, find
 from minitrain._driver.job import Job
 from minitrain._driver.restore import arguments_of, keep
 from minitrain._driver.run import fit
+from minitrain._launched.fit import fit as fit_launched
+from minitrain._launched.fit import launched_by_others
 from minitrain._logging import logger
 from minitrain._storage.layout import TRAINER
 from minitrain._storage.resolve import resolve
@@ -113,6 +115,9 @@ class BaseTrainer:
             KeyboardInterrupt: Ctrl-C was pressed; everything reported is kept.
         """
         job = replace(self._job(), trainer_file=keep(type(self).__name__, self._given))
+        launched = None if self.scaling_config.num_workers == 0 else launched_by_others()
+        if launched is not None:
+            return fit_launched(job, self._restored, launched)
         return fit(job, self._restored)
 
     @classmethod

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from minitrain._os.processes import MARK_VARIABLE
 from minitrain.backend import Backend, BackendConfig, Workers
 from minitrain.exceptions import ConfigurationError
 from minitrain.session import get_context
@@ -109,9 +110,18 @@ def _join(backend: str, init_method: str, timeout_s: float) -> None:
     url = "env://"
     if init_method == "tcp":
         url = f"tcp://{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    dist.init_process_group(
-        backend, init_method=url, rank=rank, world_size=world_size, timeout=timeout
-    )
+    if MARK_VARIABLE in os.environ:
+        dist.init_process_group(
+            backend, init_method=url, rank=rank, world_size=world_size, timeout=timeout
+        )
+        return
+    # Another launcher's store outlives the process group. The next one in these processes would
+    # have the same keys, and find in them where ranks of the last one were.
+    from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defined]
+
+    store, _, _ = next(rendezvous(url, rank, world_size, timeout=timeout))
+    own = PrefixStore(f"minitrain/{context.get_trial_id()}", store)
+    dist.init_process_group(backend, store=own, rank=rank, world_size=world_size, timeout=timeout)
 
 
 def _leave() -> None:

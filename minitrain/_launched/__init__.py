@@ -1,0 +1,1 @@
+"""``fit()`` in a process that another launcher has started as one of several."""
