@@ -54,7 +54,14 @@ def hold_the_interpreter():
     re.match(r"(a+)+$", "a" * 64 + "b")  # backtracks for years and never lets another thread run
 
 
-@pytest.mark.parametrize("hang", [stop_itself, deadlock, hold_the_interpreter])
+@pytest.mark.parametrize(
+    "hang",
+    [
+        deadlock,
+        pytest.param(stop_itself, marks=pytest.mark.campaign),
+        pytest.param(hold_the_interpreter, marks=pytest.mark.campaign),
+    ],
+)
 def test_the_rank_that_hangs_is_named_with_its_stack_and_those_that_wait(hang, tmp_path):
     def train():
         rank = minitrain.get_context().get_world_rank()

@@ -87,6 +87,7 @@ def test_a_second_ctrl_c_does_not_wait_for_workers_that_ignore_sigterm(start_scr
     all_gone(everybody)
 
 
+@pytest.mark.campaign
 def test_workers_that_ignore_sigterm_are_killed_after_the_grace(start_script, all_gone):
     script = start_script(LOOP, "stubborn", env={"MINITRAIN_STOP_GRACE_S": "0.5"})
     script.wait_for("twenty")

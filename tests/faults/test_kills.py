@@ -147,6 +147,7 @@ def test_a_driver_killed_while_its_agent_starts_takes_it_along(
     all_gone(everybody)
 
 
+@pytest.mark.campaign
 def test_an_agent_that_was_killed_is_replaced_and_the_run_goes_on(start_script, tmp_path):
     script = start_script(
         """
@@ -181,6 +182,7 @@ def test_an_agent_that_was_killed_is_replaced_and_the_run_goes_on(start_script, 
     assert "done [False, True]" in script.output
 
 
+@pytest.mark.campaign
 def test_an_idle_agent_that_was_killed_is_replaced(start_script):
     script = start_script(
         """
