@@ -28,6 +28,8 @@ COMMANDS = (
     ("checkpoints.py", "--runs", "9"),
     ("report_checkpoint.py", "--runs", "9"),
     ("checkpoints_s3.py", "--runs", "5"),
+    ("control_plane.py", "--runs", "3"),
+    ("launch.py", "--runs", "7"),
 )
 QUICK_COMMANDS = (
     ("import_time.py", "--runs", "2"),
@@ -42,6 +44,8 @@ QUICK_COMMANDS = (
     ("checkpoints.py", "--runs", "1", "--megabytes", "16"),
     ("report_checkpoint.py", "--runs", "1", "--megabytes", "16"),
     ("checkpoints_s3.py", "--runs", "1", "--megabytes", "64"),
+    ("control_plane.py", "--runs", "1", "--hosts", "10", "100"),
+    ("launch.py", "--runs", "1"),
 )
 
 
