@@ -14,9 +14,9 @@ time for a last checkpoint: then it goes on from the one before, which is at mos
 
 Schedulers send SIGTERM some time before SIGKILL:
 
-* Slurm: ``sbatch --requeue --signal=TERM@60`` sends it to the job's steps a minute before the time
-  limit, so start this with ``srun`` in the batch script, and have that requeue the job:
-  ``srun python examples/preemptible.py || { [ $? -eq 75 ] && scontrol requeue $SLURM_JOB_ID; }``
+* Slurm: ``sbatch examples/slurm.sbatch examples/preemptible.py`` has its batch script warned before
+  the time limit, which sends SIGTERM to this process alone, and queues the job again. Not with
+  ``srun``: ``--signal=TERM@60`` would reach the workers as well, and end them at once.
 * Kubernetes: a Job with ``restartPolicy: OnFailure`` and the storage on a volume. Python must be
   the container's first process (``exec python ...`` in a shell script), because only that one is
   told. ``terminationGracePeriodSeconds``, by default 30, has to be more than GRACE_S.
