@@ -208,9 +208,6 @@ class Controller:
         self._chronicle.begin(num_workers)
         try:
             self._begin(attempt)
-        except OSError as error:  # its storage does not answer
-            return self._failed(_controller_error("the attempt could not be begun", error))
-        try:
             return self._start_on_living_agents(attempt, num_workers)
         except WorkersUnableError as unable:
             for rank in unable.late:
@@ -220,6 +217,8 @@ class Controller:
             return self._failed(error)
         except (LaunchError, ConfigurationError) as error:
             return self._failed(_controller_error("the workers could not be started", error))
+        except OSError as error:  # its storage does not answer
+            return self._failed(_controller_error("the attempt could not be begun", error))
         except KeyboardInterrupt:
             return InterruptRequested(attempt)
         except Exception as error:  # noqa: BLE001 - the backend's, which may raise anything
@@ -246,14 +245,16 @@ class Controller:
         group = self._group
         self._assembly.assemble(num_workers, is_first=self._attempts == 0)
         self._attempts += 1
-        writes_rows = self._fleet.hosts[group.host_of[0]].is_here
-        self._traffic.begin(group, self._preemption.info, writes_rows=not writes_rows)
+        rank_0_is_here = self._fleet.hosts[group.host_of[0]].is_here
+        self._traffic.begin(group, self._preemption.info, writes_rows=not rank_0_is_here)
         group.answer_by_s = time.monotonic() + _env.seconds("MINITRAIN_COLLECTIVE_TIMEOUT_S")
         self._backend.on_start(group, self._job.backend_config)
         self._backend.on_training_start(group, self._job.backend_config)
         self._chronicle.name_workers(group.hostname, group.pids)
         group.train(
-            start_order(self._job, self._home, self._traffic.checkpoints, writes_rows=writes_rows)
+            start_order(
+                self._job, self._home, self._traffic.checkpoints, writes_rows=rank_0_is_here
+            )
         )
         self._silence.begin(group.world_size, time.monotonic())
         self._growth.begin(group.world_size, self._traffic.checkpoints.num_committed)

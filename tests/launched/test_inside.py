@@ -25,8 +25,13 @@ TRAIN = """
     folder = Path(__file__).parent
     context = minitrain.get_context
 
+    def tell(rank, *words):
+        # In one piece: ranks share the console.
+        sys.stdout.write(" ".join([f"<{rank}>", *map(str, words)]) + "\\n")
+        sys.stdout.flush()
+
     def say(*words):
-        print(f"<{context().get_world_rank()}>", *words, flush=True)
+        tell(context().get_world_rank(), *words)
 
     def report(step, mode=None, **metrics):
         rank = context().get_world_rank()
@@ -94,13 +99,13 @@ def test_under_torchrun_everything_works_as_it_does_anywhere(torchrun, tmp_path)
 
     result = fit(train, trainer=TorchTrainer)
     rank = os.environ["RANK"]
-    print(f"<{rank}>", result.metrics["step"], result.checkpoint.path, result.return_value)
+    tell(rank, result.metrics["step"], result.checkpoint.path, result.return_value)
     try:
         fit(failing, "second")
     except minitrain.TrainingFailedError as error:
-        print(f"<{rank}>", "ValueError: of rank 1" in str(error), flush=True)
+        tell(rank, "ValueError: of rank 1" in str(error))
     result = fit(endless, "second", stop={"step": 3})  # a run that is not over goes on
-    print(f"<{rank}>", result.metrics["step"], result.path, result.error, flush=True)
+    tell(rank, result.metrics["step"], result.path, result.error)
     """
     )
     assert script.wait() == 0, script.output
@@ -150,7 +155,7 @@ def test_what_torchrun_starts_again_goes_on_with_the_run(torchrun, tmp_path):
 
     one = fit(train, name=None)
     two = fit(again, name=None)
-    print(f"<{os.environ['RANK']}>", one.path != two.path, one.metrics["step"], flush=True)
+    tell(os.environ['RANK'], one.path != two.path, one.metrics["step"])
     """,
         options=("--max-restarts=1",),
     )
@@ -187,7 +192,7 @@ def test_a_run_that_was_over_before_the_restart_is_not_trained_again(torchrun, t
             raise ValueError("once")
 
     one, two = fit(first, "one"), fit(second, "two")
-    print(f"<{os.environ['RANK']}>", one.metrics["step"], two.metrics["step"], flush=True)
+    tell(os.environ['RANK'], one.metrics["step"], two.metrics["step"])
     """,
         options=("--max-restarts=1",),
     )
@@ -210,7 +215,7 @@ FAILING = (
         collective.barrier()
 
     fit(train)
-    print("<0> done")
+    tell(0, "done")
     """
 )
 
@@ -375,9 +380,9 @@ def test_a_run_that_is_kept_elsewhere_is_the_same(start_ranks, by_hand, tmp_path
     try:
         run()
     except minitrain.TrainingFailedError as error:
-        print(f"<{os.environ['RANK']}>", str(error).splitlines()[0][:16])
+        tell(os.environ['RANK'], str(error).splitlines()[0][:16])
     result = run()
-    print(f"<{os.environ['RANK']}>", result.metrics["step"], result.path, result.checkpoint.path)
+    tell(os.environ['RANK'], result.metrics["step"], result.path, result.checkpoint.path)
     """,
         environ_of=by_hand,
     )
