@@ -14,6 +14,7 @@ from minitrain.exceptions import ConfigurationError
 
 __all__ = [
     "AGENT_VARIABLES",
+    "CROSSED_VARIABLE",
     "VARIABLES",
     "Variable",
     "check",
@@ -49,6 +50,9 @@ AGENT_VARIABLES = {
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
 }
 """What an agent has in its environment for itself; none of its workers' business."""
+
+CROSSED_VARIABLE = "MINITRAIN_CROSSED"
+"""Names, for an agent elsewhere, the variables that came from its driver when it started."""
 
 VARIABLES = {
     variable.name: variable

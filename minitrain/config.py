@@ -364,7 +364,7 @@ class LaunchConfig:
         working_dir: The working directory there; by default the driver's, where that exists.
         ssh_options: More options for ssh, ``("-p", "2222")``; they win over the library's.
         sync_code: Whether the working directory is copied there, less what git ignores.
-        collect: Whether what other hosts write is brought to the driver's storage.
+        collect: Whether checkpoints of all hosts travel over the pipes to the driver's storage.
     """
 
     transport: str | None = None

@@ -24,6 +24,7 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from tarfile import TarError
 from typing import Any, TypeAlias
 
 from minitrain._agent.child import Child, fork_worker
@@ -116,7 +117,7 @@ class Agent:
         self._folder = agent_folder(name)
         self._driver = driver
         self._silence_s = silence_s
-        self._heard_s = time.monotonic()
+        self._heard_s = self._said_s = time.monotonic()
         self._orders = LocalOrder(self._folder, elsewhere=not driver)
         self._selector = selectors.DefaultSelector()
         self._children: dict[int, Child] = {}
@@ -203,19 +204,25 @@ class Agent:
             return 0.001  # it has spoken while this agent was busy
         return left_s
 
+    @property
+    def _pong_period_s(self) -> float:
+        return self._silence_s / _PONGS_PER_SILENCE
+
     def _preload(self, modules: Iterable[str]) -> None:
         with self._saying_so():
             preload(modules)
 
     @contextmanager
     def _saying_so(self) -> Generator[None]:
-        """Tell a driver elsewhere that the agent is alive while it imports for a long time."""
+        """Tell a driver elsewhere that the agent is alive while it is at something else for long.
+
+        It must not send anything itself meanwhile: the signal's handler does, at any moment.
+        """
         if not self._silence_s:
             yield
             return
-        period_s = self._silence_s / _PONGS_PER_SILENCE
         signal.signal(signal.SIGALRM, lambda *_: self._send(Pong()))
-        signal.setitimer(signal.ITIMER_REAL, period_s, period_s)
+        signal.setitimer(signal.ITIMER_REAL, self._pong_period_s, self._pong_period_s)
         try:
             yield
         finally:
@@ -223,6 +230,7 @@ class Agent:
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
 
     def _send(self, message: Any, data: memoryview | bytes = b"") -> None:
+        self._said_s = time.monotonic()
         try:
             self._channel.send(message, data)
         except ChannelClosed:
@@ -269,6 +277,8 @@ class Agent:
             self._leaving = True
             return
         self._heard_s = time.monotonic()
+        if self._silence_s and self._heard_s >= self._said_s + self._pong_period_s:
+            self._send(Pong())  # a large order is on its way, and pings wait behind it
         for order in orders:
             self._obey(order)
 
@@ -294,11 +304,13 @@ class Agent:
             case ServeStore(for_others=for_others):
                 self._serve_store("0.0.0.0" if for_others else "127.0.0.1")  # noqa: S104
             case Survey():
-                self._send(survey(order))
+                with self._saying_so():
+                    found = survey(order)
+                self._send(found)
             case StartWorkers():
                 try:
                     self._start_workers(self._orders.here(order))
-                except OSError as error:
+                except (OSError, TarError) as error:
                     self._send(StartFailed(order.attempt, str(error)))
             case ToWorker() | FileAnswer():
                 self._pass_on(order)
@@ -368,8 +380,9 @@ class Agent:
 
     def _start_workers(self, order: StartWorkers) -> None:
         interface = interface_towards(order.store_address)
-        self._give_temporary_folder()
-        self._orders.make_folders(order)
+        with self._saying_so():
+            self._give_temporary_folder()
+            self._orders.make_folders(order)
         if self._store is None:
             close_fds, duty = self._for_survivor()
             self._store = Survivor(duty, close_fds)
@@ -463,7 +476,8 @@ class Agent:
 
     def _write_stacks(self, order: WriteStacks) -> None:
         pids = {child.pid: rank for rank, child in self._children.items()}
-        texts = stacks_of(pids, order.timeout_s, wake=True)
+        with self._saying_so():
+            texts = stacks_of(pids, order.timeout_s, wake=True)
         self._send(StacksWritten(order.attempt, {pids[pid]: text for pid, text in texts.items()}))
 
     # ------------------------------------------------------------------ stopping

@@ -7,7 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from minitrain._env import AGENT_VARIABLES
+from minitrain._env import AGENT_VARIABLES, CROSSED_VARIABLE
 from minitrain._hosts.code import unpack
 from minitrain._os.processes import MARK_VARIABLE
 from minitrain._wire.messages import StartWorkers
@@ -30,7 +30,9 @@ class LocalOrder:
         self._elsewhere = elsewhere
         self._code_folder = folder / "code"
         self._work_folder = folder / "work"
-        own = {*AGENT_VARIABLES, MARK_VARIABLE}
+        # What crossed when the agent started may have been taken back: orders bring it anew.
+        crossed = os.environ.get(CROSSED_VARIABLE, "").split(",")
+        own = {*AGENT_VARIABLES, MARK_VARIABLE, CROSSED_VARIABLE, *crossed}
         self._environ = {name: text for name, text in os.environ.items() if name not in own}
         self._sys_path = tuple(sys.path)
         self.code = b""
@@ -40,7 +42,9 @@ class LocalOrder:
         if not self._elsewhere:
             return order
         sent = [self._moved(entry, order.code_from) for entry in order.sys_path]
-        working_dir = self._moved(order.working_dir, order.code_from) or str(self._work_folder)
+        working_dir = order.working_dir or str(self._work_folder)
+        if order.working_dir == order.code_from:  # and not the run's directory below it
+            working_dir = self._moved(working_dir, order.code_from)
         return replace(
             order,
             environ={**self._environ, **order.environ},

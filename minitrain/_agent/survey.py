@@ -21,10 +21,13 @@ def survey(order: Survey) -> Surveyed:
 
 def _problem_with(folder: Path, token: str) -> str:
     """Return why a directory is not the one in which the driver has put a file."""
-    if not folder.is_dir():
-        return "there is no such directory"
-    if not (folder / token).exists():
-        return "there is a directory of that name, but it is another one"
+    try:
+        if not folder.is_dir():
+            return "there is no such directory"
+        if not (folder / token).exists():
+            return "there is a directory of that name, but it is another one"
+    except OSError as error:
+        return f"it cannot be looked into: {error.strerror}"
     own = folder / f"{token}-{socket.gethostname()}-{os.getpid()}"
     try:
         own.write_bytes(b"")

@@ -14,8 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from minitrain._env import AGENT_VARIABLES
-from minitrain._hosts.contact import Contact
+from minitrain._env import AGENT_VARIABLES, CROSSED_VARIABLE
+from minitrain._hosts.contact import Contact, kill_for_certain
 from minitrain._hosts.crossing import crossing
 from minitrain._hosts.plan import Plan
 from minitrain._hosts.spec import Host
@@ -41,7 +41,8 @@ def key_of(host: Host, plan: Plan) -> AgentKey:
     """Return what tells the agents of a host, reached in some way, from others."""
     if host.is_here:
         return ("",)
-    return (host.name, plan.transport, plan.python, plan.env, plan.working_dir)
+    way = plan.transport.by_hand or plan.transport.template  # however long ssh waits on it
+    return (host.name, way, plan.python, plan.env, plan.working_dir)
 
 
 class AgentProcess:
@@ -61,6 +62,7 @@ class AgentProcess:
         lost: Whether it is known to be gone, or out of reach.
         silent: Whether it is out of reach: it may be there and not know.
         leaving: Whether its host is about to be taken away.
+        given_up: Why its driver has given it up, if so.
         heard_s: When it last said something, on the monotonic clock.
         clock_ahead_s: How much its host's monotonic clock is ahead of this one's.
 
@@ -75,6 +77,7 @@ class AgentProcess:
         self.name = uuid.uuid4().hex[:12]
         self.facts: AgentReady | None = None
         self.lost = self.silent = self.leaving = False
+        self.given_up = ""
         self.silence_s = silence_s
         self.heard_s = time.monotonic()
         self.clock_ahead_s = 0.0
@@ -103,9 +106,13 @@ class AgentProcess:
         self._channel = Channel(descriptor, descriptor)
 
     def _start_there(self, plan: Plan) -> None:
+        crossed = crossing(os.environ, plan.env)
         environ = {
-            **crossing(os.environ, plan.env), **AGENT_VARIABLES, MARK_VARIABLE: self.name
-        }  # fmt: skip
+            **crossed,
+            **AGENT_VARIABLES,
+            MARK_VARIABLE: self.name,
+            CROSSED_VARIABLE: ",".join(crossed),
+        }
         arguments = ["--name", self.name, "--silence", str(self.silence_s)]
         self._contact = Contact(self.host, plan, arguments, environ)
         self._process = self._contact.process
@@ -199,6 +206,8 @@ class AgentProcess:
         if not self.is_here and self.facts is not None and not self.lost:
             with suppress(ChannelClosed):  # whoever waits for it will notice
                 self.send(Ping(self.silence_s))
+                if self._channel is not None:
+                    self._channel.flush()  # the main thread may not come to it for long
 
     def preload(self, modules: Iterable[str], *, when_idle: bool = False) -> None:
         """Have it import modules, if it has not yet.
@@ -226,11 +235,13 @@ class AgentProcess:
         try:
             return self._process.wait(_LEAVE_S)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            return self._process.wait()
+            kill_for_certain(self._process)
+            return self._process.poll() or 0
 
     def why_lost(self) -> str:
         """Return in words how an agent elsewhere was lost."""
+        if self.given_up:
+            return f"the agent there {self.given_up}"
         if self.silent:
             return (
                 f"it has said nothing for {self.silence_s:g} s (heartbeat_timeout_s): it was "
@@ -251,7 +262,7 @@ class AgentProcess:
     def kill(self) -> None:
         """End it, and its workers with it: it does not answer, and would not take an order."""
         self.lost = True
-        self._process.kill()  # not its group: a half of srun that is left ends what it led to
+        kill_for_certain(self._process)
 
     def send_away(self) -> None:
         """Tell it to end; nobody waits for that yet."""
@@ -270,8 +281,7 @@ class AgentProcess:
         if self._contact is not None:
             self._contact.close()
             return
-        self._process.kill()
-        self._process.wait()
+        kill_for_certain(self._process)
         remove_traces(self._mark, agent_folder(self.name))
 
 

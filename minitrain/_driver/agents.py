@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 
 from minitrain import _env
 from minitrain._driver.agent_process import HERE, AgentKey, AgentProcess, key_of
@@ -269,12 +270,12 @@ def prestart(when_idle: Collection[str] = ()) -> None:
 
 def _started_in_advance() -> list[AgentProcess]:
     silence_s = FailureConfig().heartbeat_timeout_s
-    try:
+    started: list[AgentProcess] = []
+    with suppress(ConfigurationError, HostError):  # fit() will say so
         plan = plan_of(ScalingConfig(), LaunchConfig())
         make_room_for(len(plan.hosts))
-        return [AgentProcess(host, plan, silence_s) for host in plan.hosts or [HERE]]
-    except (ConfigurationError, HostError):
-        return []  # fit() will say so
+        started.extend(AgentProcess(host, plan, silence_s) for host in plan.hosts or [HERE])
+    return started
 
 
 def shutdown() -> None:

@@ -71,15 +71,17 @@ class Assembly:
         self._take = take
         self._is_troubled = is_troubled
         self._deadline_s = 0.0
+        self._is_first = True
 
-    def assemble(self, num_workers: int, *, is_first: bool) -> None:
+    def assemble(self, num_workers: int) -> None:
         """Have workers that have joined.
+
+        As long as not all hosts have been there, one that cannot be reached is an error, even if
+        the others have room enough; unless the run has a range of workers.
 
         Args:
             num_workers: How many; fewer, but not fewer than the smallest number that was asked
                 for, if there is no room for so many on the hosts that can be reached.
-            is_first: Whether it is the run's first attempt: then a host that cannot be reached is
-                an error, even if the others have room enough.
 
         Raises:
             HostError: A host cannot be reached, or not be used.
@@ -87,7 +89,8 @@ class Assembly:
             WorkersUnableError: Workers failed.
         """
         self._deadline_s = time.monotonic() + _env.seconds(_SETTING)
-        self._gather(num_workers, is_first=is_first)
+        self._gather(num_workers, is_first=self._is_first)
+        self._is_first = False
         rooms = self._rooms()
         scaling = self._job.scaling
         num_workers = min(num_workers, self._num_that_fit(list(rooms.values())))
@@ -114,7 +117,7 @@ class Assembly:
             for happening in self._while_gathering():
                 if isinstance(happening, AgentLost):
                     self._lost_while_starting(happening, num_workers)
-                elif not isinstance(happening, HostNews | HostFailed):
+                elif not isinstance(happening, HostFailed):
                     self._take(happening)
         if fleet.problems and is_first and not self._job.scaling.elasticity_enabled:
             raise _error_of(fleet.problems)

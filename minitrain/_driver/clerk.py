@@ -76,9 +76,11 @@ class Clerk:
     def finish(self, timeout_s: float) -> bool:
         """Wait until all work is done and said, and return whether it is."""
         deadline_s = time.monotonic() + timeout_s
+        waiting = select.poll()  # descriptors may be many, and select() takes only the first 1,024
+        waiting.register(self._descriptor, select.POLLIN)
         while self._unfinished:
             left_s = max(0.0, deadline_s - time.monotonic())
-            if not select.select([self._descriptor], [], [], left_s)[0]:
+            if not waiting.poll(1000 * left_s):
                 return False
             self.deliver()
         return True

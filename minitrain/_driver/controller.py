@@ -18,7 +18,14 @@ from typing import Any
 from minitrain import _env
 from minitrain._driver.assembly import Assembly
 from minitrain._driver.chronicle import Chronicle
-from minitrain._driver.failures import SETTLE_S, Failures, Worker, exception_of
+from minitrain._driver.failures import (
+    SETTLE_S,
+    Failures,
+    Worker,
+    controller_error,
+    exception_of,
+    only_told,
+)
 from minitrain._driver.files import RunFiles
 from minitrain._driver.fleet import Fleet
 from minitrain._driver.growth import Growth
@@ -140,7 +147,6 @@ class Controller:
             self._take_while_starting,
             lambda: bool(self._failures),
         )
-        self._attempts = 0
         self._traffic: Traffic
         self._chronicle: Chronicle
         self._files: RunFiles
@@ -216,13 +222,13 @@ class Controller:
         except TrainingFailedError as error:
             return self._failed(error)
         except (LaunchError, ConfigurationError) as error:
-            return self._failed(_controller_error("the workers could not be started", error))
+            return self._failed(controller_error("the workers could not be started", error))
         except OSError as error:  # its storage does not answer
-            return self._failed(_controller_error("the attempt could not be begun", error))
+            return self._failed(controller_error("the attempt could not be begun", error))
         except KeyboardInterrupt:
             return InterruptRequested(attempt)
         except Exception as error:  # noqa: BLE001 - the backend's, which may raise anything
-            return self._failed(_controller_error("the backend could not start", error))
+            return self._failed(controller_error("the backend could not start", error))
 
     def _begin(self, attempt: int) -> None:
         self._failures.clear()
@@ -243,8 +249,7 @@ class Controller:
 
     def _start(self, attempt: int, num_workers: int) -> Event:
         group = self._group
-        self._assembly.assemble(num_workers, is_first=self._attempts == 0)
-        self._attempts += 1
+        self._assembly.assemble(num_workers)
         rank_0_is_here = self._fleet.hosts[group.host_of[0]].is_here
         self._traffic.begin(group, self._preemption.info, writes_rows=not rank_0_is_here)
         group.answer_by_s = time.monotonic() + _env.seconds("MINITRAIN_COLLECTIVE_TIMEOUT_S")
@@ -284,7 +289,7 @@ class Controller:
         except ControllerError as error:
             return [self._failed(error)]
         except Exception as error:  # noqa: BLE001 - a full disk, a bug: the workers must be ended
-            return [self._failed(_controller_error("the driver failed", error))]
+            return [self._failed(controller_error("the driver failed", error))]
         mismatch = self._traffic.mismatch(self._returned)
         if mismatch is not None:
             rank, cause = mismatch
@@ -355,6 +360,8 @@ class Controller:
         else:
             ranks, name = group.ranks_on(host), self._fleet.name(host)
             self._fleet.leave(host)
+            if not ranks:
+                return  # the next attempt will do without it
         self._preemption.notice(name, ranks, of_driver=host is None)
         self._traffic.preemption = self._preemption.info
         logger.warning(
@@ -502,7 +509,7 @@ class Controller:
         if self._failures:
             return self._failure_event()
         error = WorkersUnableError("the workers stopped answering while they were starting")
-        return self._failed(_controller_error("the backend could not start", error))
+        return self._failed(controller_error("the backend could not start", error))
 
     def _failure_event(self) -> Event:
         spent = self._state.spent.failures if isinstance(self._state, Starting | Running) else 0
@@ -542,7 +549,8 @@ class Controller:
                 self._take_last(happening)
         self._fleet.bury_those_here()
         self._files.end_attempt()
-        self._traffic.end_attempt()
+        with only_told():
+            self._traffic.end_attempt()
         return [*events, WorkersGone(attempt)]
 
     def _cut_short(self, interrupt: Interrupt) -> Event:
@@ -554,7 +562,7 @@ class Controller:
 
     def _take_last(self, happening: Happening) -> None:
         """Take what workers had sent before they ended: it was acknowledged."""
-        with suppress(ControllerError):  # a callback that fails now hides no other error
+        with only_told():
             match happening:
                 case News(rank=rank, message=(wire.Reported() | wire.Uploaded()) as news):
                     self._traffic.serve(rank, news)
@@ -586,13 +594,3 @@ def shut_down(backend: Backend, workers: Workers, config: BackendConfig) -> None
     except Exception as error:  # noqa: BLE001 - the training is over and its result stands
         name = type(backend).__name__
         logger.warning("%s.on_shutdown raised %s: %s", name, type(error).__name__, error)
-
-
-def _controller_error(what: str, cause: BaseException) -> ControllerError:
-    is_own = isinstance(cause, LaunchError | ConfigurationError)
-    kind = "" if is_own else f"{type(cause).__name__}: "
-    if is_own:
-        cause.__traceback__ = None  # it says what is wrong; the lines of ours would bury that
-    error = ControllerError(f"{what}: {kind}{cause}")
-    error.__cause__ = cause
-    return error

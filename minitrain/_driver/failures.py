@@ -5,15 +5,20 @@ from __future__ import annotations
 import math
 import pickle
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from minitrain._logging import logger
 from minitrain._storage.layout import RunLayout
 from minitrain._wire.messages import Raised, WorkerExited
 from minitrain.exceptions import (
+    ConfigurationError,
+    ControllerError,
     HostLostError,
+    LaunchError,
     OomEvidence,
     RemoteError,
     RendezvousTimeoutError,
@@ -28,10 +33,12 @@ __all__ = [
     "Failures",
     "Worker",
     "advice",
+    "controller_error",
     "end_of_log",
     "exception_of",
     "group_error",
     "in_order",
+    "only_told",
 ]
 
 SETTLE_S = 0.1
@@ -229,3 +236,28 @@ def _advice_on_memory(oom: OomEvidence | None) -> str:
         return "Somebody sent the signal: a job scheduler, a memory watchdog or a user."
     less = "use fewer workers, smaller batches or fewer data loader processes."
     return f"If memory ran out, {less}" if oom is None else f"Memory ran out: {less}"
+
+
+@contextmanager
+def only_told() -> Generator[None]:
+    """Only tell of what fails while an attempt ends: it hides no other error."""
+    try:
+        yield
+    except (ControllerError, OSError) as error:
+        logger.warning("while the attempt ended: %s", error)
+
+
+def controller_error(what: str, cause: BaseException) -> ControllerError:
+    """Return an error of the driver's own side as users see it.
+
+    Args:
+        what: What could not be done.
+        cause: Why.
+    """
+    is_own = isinstance(cause, LaunchError | ConfigurationError)
+    kind = "" if is_own else f"{type(cause).__name__}: "
+    if is_own:
+        cause.__traceback__ = None  # it says what is wrong; the lines of ours would bury that
+    error = ControllerError(f"{what}: {kind}{cause}")
+    error.__cause__ = cause
+    return error

@@ -96,6 +96,7 @@ class Fleet:
         assert agent is not None
         pid = agent.facts.pid if agent.facts is not None else agent.pid
         logger.warning("the agent on %s (pid %d) %s; ending it", self.name(host), pid, why)
+        agent.given_up = why
         agent.silent = not agent.is_here  # it is still there, and only its connection ends
         agent.kill()
 

@@ -450,7 +450,7 @@ class WorkerGroup:
                             answers[rank] = answer
                         case _:
                             others.append(happening)
-                if any(isinstance(one, WorkerExited | AgentLost | Interrupt) for one in happened):
+                if any(map(self._disturbs, happened)):
                     raise WorkersUnableError("workers ended while the backend asked them")
                 if self.answer_by_s is not None and time.monotonic() >= self.answer_by_s:
                     late = sorted(set(waiting) - answers.keys())
@@ -458,6 +458,12 @@ class WorkerGroup:
         finally:
             self.keep(others)
         return [_value(answers[rank]) for rank in waiting]
+
+    def _disturbs(self, happening: Happening) -> bool:
+        """Return whether workers of the attempt may not answer any more."""
+        if isinstance(happening, AgentLost):
+            return happening.host in self.hosts  # another host's agent is of no concern
+        return isinstance(happening, WorkerExited | Interrupt)
 
     def stacks(self, timeout_s: float) -> tuple[dict[int, str], set[int]]:
         """Have every worker write its stacks.

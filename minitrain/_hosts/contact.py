@@ -11,6 +11,7 @@ import os
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -226,9 +227,7 @@ class Contact:
     def close(self) -> None:
         """End the process here, for certain; the one there reads the end of its input."""
         self._close_descriptors()
-        # Not its group: a child of srun's sees to it that nothing of the step is left.
-        self.process.kill()
-        self.process.wait()
+        kill_for_certain(self.process)
 
     def _close_descriptors(self) -> None:
         if not self._handed_over:
@@ -240,6 +239,17 @@ class Contact:
             self._last_words = self.words()
             os.close(self._words_fd)
             self._words_fd = -1
+
+
+def kill_for_certain(process: subprocess.Popen[bytes]) -> None:
+    """Kill a transport's process, as far as that is permitted: sudo ends with its pipes.
+
+    Not its group: a child of srun's sees to it that nothing of the step is left.
+    """
+    with suppress(PermissionError):
+        process.kill()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_END_S)
 
 
 def make_room_for(num_contacts: int) -> None:

@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     goods.add_argument("--workdir", metavar="DIR", help="the working directory there")
     goods.add_argument("--sync-code", action="store_true", help="copy this directory there")
-    goods.add_argument("--collect", action="store_true", help="bring all hosts' files here")
+    goods.add_argument("--collect", action="store_true", help="bring all hosts' checkpoints here")
     instead = parser.add_argument_group("instead of training")
     instead.add_argument("--check", action="store_true", help="look at all hosts, start nothing")
     instead.add_argument(

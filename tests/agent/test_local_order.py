@@ -48,6 +48,14 @@ def test_elsewhere_what_was_sent_comes_on_top_of_the_hosts_own_environment(tmp_p
     assert "OPENBLAS_NUM_THREADS" not in environ
 
 
+def test_what_crossed_when_the_agent_started_may_be_taken_back(tmp_path, monkeypatch):
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "eth9")
+    monkeypatch.setenv("MINITRAIN_CROSSED", "PATH,NCCL_SOCKET_IFNAME")
+    environ = LocalOrder(tmp_path, elsewhere=True).here(ORDER).environ
+    assert "NCCL_SOCKET_IFNAME" not in environ
+    assert "MINITRAIN_CROSSED" not in environ
+
+
 def test_elsewhere_the_hosts_own_search_path_comes_after_the_drivers(tmp_path):
     found = LocalOrder(tmp_path, elsewhere=True).here(ORDER).sys_path
     assert found[:3] == ORDER.sys_path
@@ -69,6 +77,12 @@ def test_code_that_was_sent_is_where_the_agent_put_it(tmp_path):
     code = order.working_dir
     assert order.sys_path[:2] == (code, "/shared")
     assert os.listdir(code) == ["model.py"]
+
+
+def test_a_runs_directory_below_the_code_is_where_the_host_sees_it(tmp_path):
+    orders = LocalOrder(tmp_path, elsewhere=True)
+    order = orders.here(changed(code_from="/shared/me", working_dir="/shared/me/runs/a/artifacts"))
+    assert order.working_dir == "/shared/me/runs/a/artifacts"
 
 
 def test_workers_start_in_a_folder_of_the_agents_unless_there_is_another(tmp_path):

@@ -55,6 +55,11 @@ def test_a_directory_that_is_not_there_is_said_so(port, tmp_path):
     assert found.folder_problem == "there is no such directory"
 
 
+def test_a_directory_that_cannot_be_looked_into_is_said_so(port):
+    problem = asked(port, "/" + "x" * 5000, ".seen-1").folder_problem
+    assert problem == "it cannot be looked into: File name too long"
+
+
 @pytest.mark.skipif(not os.path.exists("/proc/sys"), reason="needs a read-only directory")
 def test_a_directory_that_cannot_be_written_to_is_said_so(port):
     found = asked(port, "/proc/sys/kernel", "hostname")

@@ -108,6 +108,40 @@ def test_a_host_that_stops_answering_is_lost_and_done_without(tmp_path):
     assert "two is lost: it has said nothing for 1.5 s" in str(caught.value)
 
 
+class TakeAway(minitrain.UserCallback):
+    """Sends SIGTERM to the agent of a host at the first report."""
+
+    def __init__(self, host):
+        self._host = host
+
+    def after_report(self, run_context, metrics, checkpoint):
+        if metrics[0]["step"] == 0:
+            (pid,) = (a.facts.pid for a in agents._pool.leased if a.host.name == self._host)
+            os.kill(pid, signal.SIGTERM)
+
+
+@pytest.mark.campaign
+def test_a_host_without_workers_is_taken_away_and_nobody_minds(tmp_path):
+    def train(config):
+        for step in range(5):
+            told = minitrain.get_preemption_info()
+            minitrain.report({"step": step, "told": told is not None}, None)
+            minitrain.collective.barrier()
+
+    result = DataParallelTrainer(
+        train,
+        train_loop_config={},
+        scaling_config=ScalingConfig(num_workers=1, hosts=["one:1", "two:1"]),
+        run_config=RunConfig(
+            storage_path=str(tmp_path),
+            callbacks=[TakeAway("two")],
+            launch_config=LaunchConfig(transport=TRANSPORT),
+        ),
+    ).fit()
+    assert list(result.metrics_dataframe["step"]) == [0, 1, 2, 3, 4]
+    assert not result.metrics_dataframe["told"].any()
+
+
 LONELY = """
 import os, sys, time
 import minitrain

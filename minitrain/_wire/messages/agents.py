@@ -346,7 +346,7 @@ class FileRequest:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What a worker printed, for the console; its log file has it already."""
+    """What a worker printed, for the console, and for its log file if that is elsewhere."""
 
     attempt: int
     rank: int
