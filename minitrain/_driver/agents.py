@@ -133,8 +133,9 @@ class _Heart:
 
     def stop(self) -> None:
         """Have it end; it does so as soon as it gets the pool's lock."""
-        self._stopped = True
-        os.eventfd_write(self._waker, 1)
+        if not self._stopped:
+            self._stopped = True
+            os.eventfd_write(self._waker, 1)
 
     def join(self) -> None:
         """Wait until it has ended; the pool's lock must be free."""

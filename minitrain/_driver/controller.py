@@ -67,7 +67,6 @@ from minitrain._driver.worker_group import (
     WorkersUnableError,
 )
 from minitrain._logging import logger
-from minitrain._storage.files import write_bytes
 from minitrain._storage.record import RunRecord
 from minitrain._wire import messages as wire
 from minitrain.backend import Backend, BackendConfig, Workers
@@ -404,8 +403,9 @@ class Controller:
         for host in silent:
             self._fleet.give_up(host, "does not answer")
         for rank, text in stacks.items():
+            path = self._layout.stacks(self._attempt, rank)
             with suppress(OSError):  # a full disk; the error has them as well
-                write_bytes(self._layout.stacks(self._attempt, rank), text.encode())
+                path.write_text(text, encoding="utf-8")  # not synced: those it woke go on meanwhile
         return stacks
 
     def _take(self, happening: Happening) -> None:

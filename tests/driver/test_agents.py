@@ -26,7 +26,7 @@ def test_an_agent_that_is_lent_again_knows_how_long_it_may_hear_nothing():
     agents.release(agent)
     with agents._pool.lock:  # no heart beats meanwhile
         (again,) = agents.lease([Host("far")], HERE, 1.0, ())
-        agents._pool._heart.stop()
+        agents._pool.heart.stop()
     assert again is agent
     wait(lambda: agent._process.poll() is not None, "the agent's end", timeout_s=10)
     agents.release(agent)

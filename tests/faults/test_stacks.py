@@ -241,7 +241,7 @@ def record(folder: Path, *, status="running", ended=None, driver=None, workers=(
 HERE = socket.gethostname()
 ELSEWHERE = [
     {"rank": 0, "pid": 1, "hostname": "node-b"},
-    {"rank": 1, "pid": 1, "hostname": HERE},
+    {"rank": 1, "pid": 1, "hostname": "node-b"},
 ]
 
 

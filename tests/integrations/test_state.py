@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import pickle
 import signal
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -220,7 +222,10 @@ def test_without_a_process_group_or_a_trainer(tmp_path):
     copy = pickle.loads(pickle.dumps(checkpoint))
     assert copy == checkpoint
     del checkpoint
-    assert not folder.exists(), "a folder of its own goes with the checkpoint"
+    deadline_s = time.monotonic() + 10
+    while folder.exists():  # the thread that wrote it may hold it for a moment more
+        assert time.monotonic() < deadline_s, "a folder of its own goes with the checkpoint"
+        gc.collect()
 
 
 @pytest.mark.campaign
