@@ -72,6 +72,7 @@ class Assembly:
         self._is_troubled = is_troubled
         self._deadline_s = 0.0
         self._is_first = True
+        self._tried: dict[int, HostError] = {}  # how the last try ended, while there are more
 
     def assemble(self, num_workers: int) -> None:
         """Have workers that have joined.
@@ -113,11 +114,14 @@ class Assembly:
     def _gather(self, num_workers: int, *, is_first: bool) -> None:
         """Wait for the agents: for all that may come, or for enough where the rest was silent."""
         fleet = self._group.fleet
+        self._tried.clear()
         while self._is_worth_waiting(num_workers, is_first=is_first):
             for happening in self._while_gathering():
                 if isinstance(happening, AgentLost):
                     self._lost_while_starting(happening, num_workers)
-                elif not isinstance(happening, HostFailed):
+                elif isinstance(happening, HostFailed):
+                    self._tried[happening.host] = happening.error
+                else:
                     self._take(happening)
         if fleet.problems and is_first and not self._job.scaling.elasticity_enabled:
             raise _error_of(fleet.problems)
@@ -171,7 +175,7 @@ class Assembly:
             assert agent is not None
             if agent.is_here:
                 raise RendezvousTimeoutError(["the agent"], timeout_s, _SETTING)
-            late = agent.late(timeout_s)
+            late = self._tried.get(host) or agent.late(timeout_s)
             if not isinstance(late, HostError):
                 problem = f"was reached, but its agent was not ready within {timeout_s:g} s"
                 advice = f"importing torch may take long there; {_SETTING} sets the time."

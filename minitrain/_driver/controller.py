@@ -561,11 +561,15 @@ class Controller:
         return self._preempted(timed_out=False)
 
     def _take_last(self, happening: Happening) -> None:
-        """Take what workers had sent before they ended: it was acknowledged."""
+        """Take what workers had sent before they ended: it was acknowledged.
+
+        Not from a rank that has failed: one that hung may have been woken for its stacks.
+        """
         with only_told():
             match happening:
                 case News(rank=rank, message=(wire.Reported() | wire.Uploaded()) as news):
-                    self._traffic.serve(rank, news)
+                    if rank not in self._failures.ranks:
+                        self._traffic.serve(rank, news)
                 case StorageWorkDone():
                     self._traffic.clerk.deliver()
                 case wire.Output(rank=rank, data=data):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 
 TRAIN = """
@@ -50,5 +48,4 @@ def test_who_is_stopped_while_it_writes_a_checkpoint_is_replaced(victim, said, s
     script = start_script(TRAIN, victim, env={"MINITRAIN_STOP_GRACE_S": "1"})
     assert script.wait() == 0, script.output
     assert said in script.output
-    # Woken for its stacks, the worker may come to report before it is ended.
-    assert re.search(r"^stops \[(True, )?False\]$", script.output, re.MULTILINE), script.output
+    assert "stops [False]" in script.output

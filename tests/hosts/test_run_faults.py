@@ -191,8 +191,7 @@ def test_too_few_hosts_are_told_in_a_sentence(driver, steps, tmp_path):
         driver.world.power_off("h2")
         answer = driver.answer()
 
-    said = ("h2 cannot be reached", "h2 did not answer within 12 s")
-    assert any(words in answer["text"] for words in said), answer
+    assert "h2 cannot be reached" in answer["text"], answer
     assert len(attempts(tmp_path)) == 2
 
 
