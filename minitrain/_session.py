@@ -25,6 +25,7 @@ from minitrain._wire.messages import (
     CheckpointsAsked,
     CollectiveEntered,
     NameAsked,
+    Place,
     Reported,
     RunFacts,
     Train,
@@ -37,7 +38,7 @@ from minitrain.context import TrainContext
 from minitrain.exceptions import CheckpointError, CollectiveTimeoutError
 from minitrain.session import CheckpointUploadMode, ReportedCheckpoint, UploadOptions
 
-__all__ = ["Inbox", "StopTraining", "TrainSession"]
+__all__ = ["Inbox", "StopTraining", "TrainSession", "context_of"]
 
 _Write: TypeAlias = Callable[[], tuple[FileEntry, ...]]
 
@@ -47,6 +48,35 @@ _LATE_S = 60.0
 
 class StopTraining(BaseException):
     """Raised out of report() when a stop condition is met; a train function must let it pass."""
+
+
+def context_of(
+    run: RunFacts, place: Place, *, working_dir: str, gpus: tuple[int, ...]
+) -> TrainContext:
+    """Return what a train function can learn about where it runs.
+
+    Args:
+        run: What is known of the run.
+        place: Where the function's process stands.
+        working_dir: Where it started.
+        gpus: Its GPUs, as indices into those it sees.
+    """
+    return TrainContext(
+        _name=run.name,
+        _trial_name=run.trial_name,
+        _run_id=run.run_id,
+        _path=run.path,
+        _world_size=place.world_size,
+        _rank=place.rank,
+        _local_rank=place.local_rank,
+        _local_world_size=place.local_world_size,
+        _node_rank=place.node_rank,
+        _working_dir=working_dir,
+        _gpus=gpus,
+        _metadata=run.metadata,
+        _resources=run.resources,
+        _filesystem=run.remote_filesystem,
+    )
 
 
 class Inbox(Protocol):

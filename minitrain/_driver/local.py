@@ -26,10 +26,10 @@ from minitrain._driver.job import Job
 from minitrain._driver.preemption import Preemption
 from minitrain._driver.starting import start_order
 from minitrain._driver.traffic import Traffic
-from minitrain._session import StopTraining, TrainSession
+from minitrain._session import StopTraining, TrainSession, context_of
 from minitrain._storage.record import Attempt, RunRecord, now
 from minitrain._wire.failure import user_traceback
-from minitrain._wire.messages import RunFacts, WorkerNews, WorkerOrder
+from minitrain._wire.messages import Place, RunFacts, WorkerNews, WorkerOrder
 from minitrain.context import TrainContext
 from minitrain.exceptions import ControllerError, PreemptionError, WorkerFailure
 
@@ -176,22 +176,8 @@ def _call(job: Job) -> Any:
 
 
 def _context(facts: RunFacts, job: Job) -> TrainContext:
-    return TrainContext(
-        _name=facts.name,
-        _trial_name=facts.trial_name,
-        _run_id=facts.run_id,
-        _path=facts.path,
-        _world_size=1,
-        _rank=0,
-        _local_rank=0,
-        _local_world_size=1,
-        _node_rank=0,
-        _working_dir=str(Path.cwd()),
-        _gpus=(0,) if job.scaling.use_gpu else (),
-        _metadata=facts.metadata,
-        _resources=facts.resources,
-        _filesystem=facts.remote_filesystem,
-    )
+    gpus = (0,) if job.scaling.use_gpu else ()
+    return context_of(facts, Place(0, 1, 0, 1, 0), working_dir=str(Path.cwd()), gpus=gpus)
 
 
 def _failure(cause: Exception, log: Path) -> BaseException:

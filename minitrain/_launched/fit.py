@@ -40,14 +40,13 @@ from minitrain._launched.surroundings import completed, own_gpus, reachable, set
 from minitrain._launched.workers import EveryRank
 from minitrain._logging import logger
 from minitrain._os.launchers import Launched, detect
-from minitrain._session import StopTraining
+from minitrain._session import StopTraining, context_of
 from minitrain._storage.arrow import ArrowDisk
 from minitrain._storage.disk import LocalDisk
 from minitrain._storage.layout import RunLayout
 from minitrain._storage.record import Attempt, RunRecord
 from minitrain._storage.run_storage import RunStorage
-from minitrain._wire.messages import Returned, Train
-from minitrain.context import TrainContext
+from minitrain._wire.messages import Place, Returned, Train
 from minitrain.exceptions import ControllerError
 from minitrain.result import Result
 
@@ -327,22 +326,14 @@ class _Run:
         assert launched.local_rank is not None
         assert launched.local_world_size is not None
         assert launched.node_rank is not None
-        self._context = TrainContext(
-            _name=self._facts.name,
-            _trial_name=self._facts.trial_name,
-            _run_id=self._facts.run_id,
-            _path=self._facts.path,
-            _world_size=launched.world_size,
-            _rank=launched.rank,
-            _local_rank=launched.local_rank,
-            _local_world_size=launched.local_world_size,
-            _node_rank=launched.node_rank,
-            _working_dir=str(Path.cwd()),
-            _gpus=gpus,
-            _metadata=self._facts.metadata,
-            _resources=self._facts.resources,
-            _filesystem=self._facts.remote_filesystem,
+        place = Place(
+            launched.rank,
+            launched.world_size,
+            launched.local_rank,
+            launched.local_world_size,
+            launched.node_rank,
         )
+        self._context = context_of(self._facts, place, working_dir=str(Path.cwd()), gpus=gpus)
 
     def train(
         self, inbox: Leader | Follower, order: Train, attempt: int

@@ -12,7 +12,7 @@ import cloudpickle
 
 from minitrain import session as public_session
 from minitrain._os.memory import OomCounter
-from minitrain._session import StopTraining, TrainSession
+from minitrain._session import StopTraining, TrainSession, context_of
 from minitrain._storage.file_connection import connect
 from minitrain._wire.channel import Channel, ChannelClosed
 from minitrain._wire.failure import describe
@@ -34,7 +34,6 @@ from minitrain._worker.environment import (
 )
 from minitrain._worker.inbox import PipeInbox
 from minitrain.checkpoint import use_shared_folder
-from minitrain.context import TrainContext
 
 __all__ = ["run"]
 
@@ -90,21 +89,8 @@ class Worker:
         self._run = payload.run
         self._oom_counter = OomCounter()
         place = forked.place
-        self._context = TrainContext(
-            _name=payload.run.name,
-            _trial_name=payload.run.trial_name,
-            _run_id=payload.run.run_id,
-            _path=payload.run.path,
-            _world_size=place.world_size,
-            _rank=place.rank,
-            _local_rank=place.local_rank,
-            _local_world_size=place.local_world_size,
-            _node_rank=place.node_rank,
-            _working_dir=forked.start.working_dir,
-            _gpus=own_devices(place),
-            _metadata=payload.run.metadata,
-            _resources=payload.run.resources,
-            _filesystem=payload.run.remote_filesystem,
+        self._context = context_of(
+            payload.run, place, working_dir=forked.start.working_dir, gpus=own_devices(place)
         )
         public_session.install_context(self._context)
         use_shared_folder(temporary_folder())
