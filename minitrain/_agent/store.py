@@ -27,7 +27,7 @@ class Store:
     Args:
         address: The address to listen on; ``127.0.0.1`` if all workers are on this host.
         close_fds: The agent's descriptors, which the store's process must not hold.
-        stay: What its process does while the store's thread serves, for ever.
+        stay: What its process does while the store's thread serves, for ever: a survivor's duty.
     """
 
     def __init__(self, address: str, close_fds: tuple[int, ...], stay: Callable[[], None]) -> None:

@@ -52,7 +52,7 @@ class Fleet:
         return all(host.is_here for host in self.hosts)
 
     def name(self, host: int) -> str:
-        """Return the name of a host: its own if it has told it."""
+        """Return the name of a host as users know it: as it was given, for this one its own."""
         agent = self.agents[host]
         if agent is not None and agent.facts is not None and agent.is_here:
             return agent.facts.hostname

@@ -1,6 +1,7 @@
 """The run's reports as ``progress.csv`` and, where TensorBoard is installed, its events.
 
-``result.json`` is not written here: the worker of rank 0 does that itself.
+``result.json`` is not written here: the worker of rank 0 does that itself, or, where that is on
+another host, :mod:`traffic`.
 """
 
 from __future__ import annotations

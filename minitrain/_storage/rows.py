@@ -1,7 +1,8 @@
 """The run's log of reports: ``result.json``, one JSON line per report, only ever appended to.
 
 The worker of rank 0 writes its row itself, before ``report()`` returns: from then on the row is in
-the kernel's hands, and no process that is killed, the driver included, takes it along.
+the kernel's hands, and no process that is killed, the driver included, takes it along. Only where
+that worker is on another host than the driver, the driver writes what it hears from it.
 """
 
 from __future__ import annotations
