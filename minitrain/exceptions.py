@@ -15,6 +15,12 @@
   - CheckpointError               a checkpoint could not be written, found or read
     + CheckpointCorruptError
     + OutOfSpaceError             ... because the storage is full
+  - DataError                     a dataset could not be read, or a step of it failed
+    + DataPathError               (also a FileNotFoundError) there is nothing at a path
+    + DataFileError               a file is not what it should be
+    + SchemaMismatchError         two files, or two datasets, have different columns
+    + ColumnError                 (also a KeyError) there is no such column
+    + TransformError              the user's function raised, or returned something else
   - HangError                     a rank went silent
   - CollectiveTimeoutError        some ranks did not reach a report or a barrier
   - ReportMismatchError           ranks reported different numbers of times
@@ -24,9 +30,10 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 __all__ = [
@@ -34,8 +41,12 @@ __all__ = [
     "CheckpointCorruptError",
     "CheckpointError",
     "CollectiveTimeoutError",
+    "ColumnError",
     "ConfigurationError",
     "ControllerError",
+    "DataError",
+    "DataFileError",
+    "DataPathError",
     "HangError",
     "HostError",
     "HostLostError",
@@ -48,7 +59,9 @@ __all__ = [
     "RemoteError",
     "RendezvousTimeoutError",
     "ReportMismatchError",
+    "SchemaMismatchError",
     "TrainingFailedError",
+    "TransformError",
     "WorkerDiedError",
     "WorkerFailure",
     "WorkerGroupError",
@@ -64,6 +77,45 @@ class MinitrainError(Exception):
 
 class ConfigurationError(MinitrainError, ValueError):
     """A setting is wrong; raised before any process starts."""
+
+
+class DataError(MinitrainError):
+    """A dataset could not be read, or a step of it failed."""
+
+
+class DataPathError(DataError, FileNotFoundError):
+    """There is no file where a dataset should be."""
+
+
+class DataFileError(DataError):
+    """A file of a dataset is not what it should be; the message names it, and the place in it."""
+
+
+class SchemaMismatchError(DataError):
+    """Files, or datasets, that should have the same columns do not."""
+
+
+class ColumnError(DataError, KeyError):
+    """There is no such column.
+
+    Args:
+        name: The column that was asked for.
+        columns: Those there are.
+        where: What asked for it.
+    """
+
+    def __init__(self, name: str, columns: Iterable[str], where: str) -> None:
+        super().__init__(name, tuple(columns), where)
+
+    def __str__(self) -> str:
+        name, columns, where = self.args
+        near = difflib.get_close_matches(name, columns, n=3)
+        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else ""
+        return f"{where}: there is no column {name!r}; {hint or f'there are {list(columns)}'}"
+
+
+class TransformError(DataError):
+    """A function given to a dataset raised, or returned something that is no batch or row."""
 
 
 class NotInTrainingError(MinitrainError, RuntimeError):

@@ -15,6 +15,7 @@ from minitrain import exceptions as exc
 FAILURE = exc.WorkerFailure(3, "node-a", 42, ValueError("no"), "Traceback ...", "/logs/3.log")
 SAMPLES = {
     "AgentDiedError": exc.AgentDiedError(-9),
+    "ColumnError": exc.ColumnError("labl", ["label", "id"], "select_columns"),
     "CollectiveTimeoutError": exc.CollectiveTimeoutError("barrier()", [1, 2], 3.0),
     "HangError": exc.HangError(3.0, [0, 2], "it was stopped (SIGSTOP)"),
     "HostError": exc.HostError("node2", "cannot be reached", "ssh: no", "Try: ssh node2 true"),

@@ -1,0 +1,1 @@
+"""Streaming datasets on Arrow."""
