@@ -1,0 +1,1 @@
+"""Memory and functions in several processes of a host."""
