@@ -1,0 +1,1 @@
+"""What a dataset stands for: sources, steps, and the blocks they come to."""

@@ -1,0 +1,152 @@
+"""What an iteration has running: pools of processes; and where its time went."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from minitrain.data.plans.functions import FunctionStep
+    from minitrain.data.processes.pool import Pool
+
+__all__ = ["Meter", "Runtime", "current_runtime", "unlock_in_forks"]
+
+_locking: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def unlock_in_forks(owner: Any) -> None:
+    """Give an object another ``_lock`` in a fork of this process.
+
+    Threads that read are not there in it, such as a process of torch's data loader, and what one
+    of them held would be held for ever.
+    """
+    _locking.add(owner)
+
+
+def _unlock() -> None:
+    for owner in tuple(_locking):
+        owner._lock = threading.Lock()  # noqa: SLF001 - asked for
+
+
+os.register_at_fork(after_in_child=_unlock)
+
+
+@dataclass
+class Spent:
+    """What one part of a plan took.
+
+    Attributes:
+        seconds: Time in it, over all threads.
+        rows: Rows that came out of it.
+        size_bytes: Their size.
+    """
+
+    seconds: float = 0.0
+    rows: int = 0
+    size_bytes: int = 0
+
+
+@dataclass(eq=False)
+class Meter:
+    """Adds up what each part of a plan took; several threads may add at a time."""
+
+    parts: dict[str, Spent] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        unlock_in_forks(self)
+
+    def add(self, part: str, seconds: float, rows: int = 0, size_bytes: int = 0) -> None:
+        """Count something that was done."""
+        with self._lock:
+            spent = self.parts.setdefault(part, Spent())
+            spent.seconds += seconds
+            spent.rows += rows
+            spent.size_bytes += size_bytes
+
+    @contextmanager
+    def time(self, part: str, rows: int = 0) -> Iterator[None]:
+        """Count the time of a ``with`` block."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(part, time.perf_counter() - start, rows)
+
+    def describe(self) -> str:
+        """Return a table: what took how long."""
+        if not self.parts:
+            return "nothing was read yet"
+        width = max(len(part) for part in self.parts)
+        lines = [f"{'':{width}} {'seconds':>9} {'rows':>12} {'MiB':>9}"]
+        for part, spent in self.parts.items():
+            mib = f"{spent.size_bytes / 2**20:.1f}" if spent.size_bytes else ""
+            rows = f"{spent.rows:,}" if spent.rows else ""
+            lines.append(f"{part:{width}} {spent.seconds:9.3f} {rows:>12} {mib:>9}".rstrip())
+        return "\n".join(lines)
+
+
+class Runtime:
+    """The processes that run functions with ``concurrency=``, for as long as an iterator lives.
+
+    Args:
+        sharers: So many processes of this host run the same plan, and divide ``concurrency``.
+    """
+
+    def __init__(self, sharers: int = 1) -> None:
+        self.meter = Meter()
+        self.sharers = sharers
+        self._pools: dict[tuple[int, bool], Pool] = {}
+        self._lock = threading.Lock()
+        unlock_in_forks(self)
+
+    def pool(self, step: FunctionStep, *, reads: bool) -> Pool:
+        """Return the processes for a step; they are started when they are first needed.
+
+        Args:
+            step: The step.
+            reads: Whether they read what they work on.
+        """
+        from minitrain.data.processes.pool import Pool
+
+        with self._lock:
+            found = self._pools.get((id(step.function), reads))
+            if found is None:
+                processes = -(-step.function.concurrency // self.sharers)
+                found = Pool(step.pickled(reads=reads), processes, step.describe())
+                self._pools[id(step.function), reads] = found
+            return found
+
+    @contextmanager
+    def in_this_thread(self) -> Iterator[None]:
+        """Be the runtime of what this thread reads."""
+        before = getattr(_here, "runtime", None)
+        _here.runtime = self
+        try:
+            yield
+        finally:
+            _here.runtime = before
+
+    def close(self) -> None:
+        """End the processes."""
+        with self._lock:
+            pools = list(self._pools.values())
+            self._pools.clear()
+        for pool in pools:
+            pool.close()
+
+
+_here = threading.local()
+
+
+def current_runtime() -> Runtime:
+    """Return the runtime of what this thread reads."""
+    runtime: Runtime | None = getattr(_here, "runtime", None)
+    assert runtime is not None, "blocks with functions are read inside Runtime.in_this_thread()"
+    return runtime
