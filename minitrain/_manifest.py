@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
 __all__ = [
+    "DATASETS",
     "MANIFEST",
     "METADATA",
     "FileState",
@@ -31,6 +32,7 @@ __all__ = [
 
 MANIFEST = ".manifest.json"
 METADATA = ".metadata.json"
+DATASETS = ".datasets.json"
 _CHUNK_BYTES = 1 << 20
 _NUM_READERS = 8
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import pickle
 import shutil
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
+from minitrain._datasets import Datasets, Shards
 from minitrain._manifest import MANIFEST
 from minitrain._storage.disk import FileEntry
 from minitrain._storage.rows import RowBuilder, RowFile
@@ -41,6 +42,7 @@ from minitrain.session import CheckpointUploadMode, ReportedCheckpoint, UploadOp
 __all__ = ["Inbox", "StopTraining", "TrainSession", "context_of"]
 
 _Write: TypeAlias = Callable[[], tuple[FileEntry, ...]]
+_Positions: TypeAlias = dict[str, Any]
 
 _LATE_S = 60.0
 """How much longer than the driver a worker waits: the driver can say whom it waits for."""
@@ -103,7 +105,7 @@ class TrainSession:
         context: Where the function runs.
         run: What is known of the run.
         train: The order to train.
-        datasets: The trainer's datasets.
+        datasets: The trainer's.
     """
 
     def __init__(
@@ -112,14 +114,14 @@ class TrainSession:
         context: TrainContext,
         run: RunFacts,
         train: Train,
-        datasets: Mapping[str, Any],
+        datasets: Datasets,
     ) -> None:
         self.context = context
         self.score_attribute = run.score_attribute
         self._inbox = inbox
         self._run = run
         self._storage = run.storage
-        self._datasets = dict(datasets)
+        self._shards = Shards(datasets, context, train.positions)
         self._checkpoint = pickle.loads(train.checkpoint) if train.checkpoint else None
         self._lock = threading.RLock()  # a train function may report from several threads
         self._questions = 0
@@ -181,18 +183,9 @@ class TrainSession:
         return [ReportedCheckpoint(self._storage.checkpoint(name), row) for name, row in found]
 
     def dataset_shard(self, name: str | None) -> Any:
-        """Return a dataset; one given as a function is made now, in the worker that asks."""
-        if name is None and len(self._datasets) == 1:
-            (name,) = self._datasets
-        if name not in self._datasets:
-            raise KeyError(
-                f"there is no dataset {name!r}: the trainer was given {sorted(self._datasets)}; "
-                "pass it as Trainer(datasets={...})"
-            )
-        dataset = self._datasets[name]
-        if callable(dataset):
-            dataset = self._datasets[name] = dataset()
-        return dataset
+        """Return this worker's part of a dataset, the same each time."""
+        with self._lock:
+            return self._shards.get(name)
 
     # ------------------------------------------------------------------ reports
     def report(
@@ -200,22 +193,29 @@ class TrainSession:
     ) -> None:
         """Hand a report over; with a checkpoint, wait until it is committed, or is on its way."""
         with self._lock:
+            # Now, not when the files are written; and always: another rank may have a checkpoint.
+            positions = self._shards.positions()
             if checkpoint is None:
-                self._report_metrics(metrics)
+                self._report_metrics(metrics, positions)
             elif options.mode is CheckpointUploadMode.ASYNC:
-                self._report_and_go_on(metrics, checkpoint, options)
+                self._report_and_go_on(metrics, checkpoint, options, positions)
             else:
-                self._report_and_wait(metrics, checkpoint, options)
+                self._report_and_wait(metrics, checkpoint, options, positions)
             if self._unsettled or self._lost:
                 self._look()
                 self._raise_if_lost()
 
-    def _report_metrics(self, metrics: dict[str, Any]) -> None:
+    def _report_metrics(self, metrics: dict[str, Any], positions: _Positions) -> None:
         row = self._row(metrics, None, write=True)
-        self._hand_over(Reported(self._next_report(), metrics, row), ask=self._run.asks_to_go_on)
+        news = Reported(self._next_report(), metrics, row, positions=positions)
+        self._hand_over(news, ask=self._run.asks_to_go_on)
 
     def _report_and_wait(
-        self, metrics: dict[str, Any], checkpoint: Checkpoint, options: UploadOptions
+        self,
+        metrics: dict[str, Any],
+        checkpoint: Checkpoint,
+        options: UploadOptions,
+        positions: _Positions,
     ) -> None:
         name = self._name_for(checkpoint, options)
         files: tuple[FileEntry, ...] = ()
@@ -226,10 +226,17 @@ class TrainSession:
             problem = error
         row = self._row(metrics, name, write=False)
         index = self._next_report()
-        in_place = _is_in_place(options)
         question = self._next_question()
         news = Reported(
-            index, metrics, row, name, files, in_place, problem=problem, question=question
+            index,
+            metrics,
+            row,
+            name,
+            files,
+            _is_in_place(options),
+            problem=problem,
+            question=question,
+            positions=positions,
         )
         try:
             goes_on = self._ask(news, question, "report")
@@ -243,7 +250,11 @@ class TrainSession:
             raise StopTraining
 
     def _report_and_go_on(
-        self, metrics: dict[str, Any], checkpoint: Checkpoint, options: UploadOptions
+        self,
+        metrics: dict[str, Any],
+        checkpoint: Checkpoint,
+        options: UploadOptions,
+        positions: _Positions,
     ) -> None:
         self._uploads.make_room()
         try:
@@ -257,8 +268,9 @@ class TrainSession:
         self._unsettled.add(index)
         # Before the report, which may be the last: a stop condition ends the training in it.
         self._uploads.begin(Upload(index, write))
+        in_place = options.function is not None
         news = Reported(
-            index, metrics, row, name, in_place=options.function is not None, pending=True
+            index, metrics, row, name, in_place=in_place, pending=True, positions=positions
         )
         self._hand_over(news, ask=self._run.asks_to_go_on)
 

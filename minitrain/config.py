@@ -12,10 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from minitrain.callbacks import UserCallback
 from minitrain.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from minitrain.data.dataset import Dataset
+    from minitrain.data.iterator import DataIterator
 
 __all__ = [
     "CheckpointConfig",
@@ -389,18 +393,20 @@ class LaunchConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which datasets are divided among the workers.
+    """Which datasets are divided among the workers, and how.
 
     Attributes:
-        datasets_to_split: ``"all"`` or a list of names. There are no datasets yet that can be
-            divided: every worker gets the whole of each.
+        datasets_to_split: ``"all"`` or a list of names; every worker gets the whole of the others.
         execution_options: Accepted as in ray.train, where it tunes Ray's execution.
         enable_shard_locality: Likewise.
+        remainder: Every worker gets equally many rows. ``"drop"``: the last rows of an epoch, fewer
+            than there are workers, come to nobody; ``"pad"``: some rows come twice.
     """
 
     datasets_to_split: Literal["all"] | Sequence[str] = "all"
     execution_options: Any = None
     enable_shard_locality: bool = True
+    remainder: Literal["drop", "pad"] = "drop"
 
     def __post_init__(self) -> None:
         names = self.datasets_to_split
@@ -410,6 +416,42 @@ class DataConfig:
                 "DataConfig(datasets_to_split): should be 'all' or a list of strings of dataset "
                 f"names. Received {type(names).__name__} with value {names}."
             )
+        if self.remainder not in {"drop", "pad"}:
+            raise _refuse("DataConfig(remainder)", self.remainder, "must be 'drop' or 'pad'")
+
+    def divides(self, name: str) -> bool:
+        """Return whether a dataset is divided among the workers."""
+        return self.datasets_to_split == "all" or name in self.datasets_to_split
+
+    def configure(
+        self,
+        datasets: Mapping[str, Dataset],
+        world_size: int,
+        worker_handles: Sequence[Any] | None = None,  # noqa: ARG002 - ray.train's, like the next
+        worker_node_ids: Sequence[str] | None = None,  # noqa: ARG002
+        **kwargs: Any,  # noqa: ARG002
+    ) -> list[dict[str, DataIterator]]:
+        """Return each rank's part of every dataset; a subclass may divide them otherwise.
+
+        It is called in every worker, which takes its own part: it must return the same in all of
+        them, and do nothing else.
+
+        Args:
+            datasets: By name, without those that are functions or something else.
+            world_size: How many workers there are.
+            worker_handles: Accepted as in ray.train; None here.
+            worker_node_ids: Likewise.
+            **kwargs: For more of Ray's arguments.
+        """
+        parts: list[dict[str, DataIterator]] = [{} for _ in range(world_size)]
+        for name, dataset in datasets.items():
+            if self.divides(name):
+                own = dataset.streaming_split(world_size, equal=True, remainder=self.remainder)
+            else:
+                own = [dataset.iterator() for _ in range(world_size)]
+            for part, iterator in zip(parts, own, strict=True):
+                part[name] = iterator
+        return parts
 
 
 @dataclass(frozen=True)

@@ -310,6 +310,11 @@ def get_preemption_info() -> PreemptionInfo | None:
 def get_dataset_shard(dataset_name: str | None = None) -> Any:
     """Return this worker's part of a dataset given as ``Trainer(datasets={...})``.
 
+    It is the same iterator each time. How far all ranks have read is kept with every checkpoint
+    that is reported: after a restart, also with another number of workers, it goes on with the
+    rows that come next. A dataset given as a function is made now, in the worker that asks;
+    anything that is not a :mod:`minitrain.data` dataset is returned as it is.
+
     Args:
         dataset_name: Its key; may be left out if there is only one dataset.
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
+from minitrain._datasets import Datasets
 from minitrain._driver.home import Home, find
 from minitrain._driver.job import Job
 from minitrain._driver.restore import arguments_of, keep
@@ -41,7 +42,9 @@ class BaseTrainer:
     Args:
         scaling_config: How many workers.
         run_config: Where the run goes and how it is watched.
-        datasets: Given to workers by name; a function is called in the worker that asks.
+        datasets: By name, for :func:`minitrain.get_dataset_shard`: those of :mod:`minitrain.data`
+            are divided among the workers, a function is called in the worker that asks, and
+            anything else is given as it is.
         metadata: JSON that is added to the metadata of every checkpoint.
         resume_from_checkpoint: What :func:`minitrain.get_checkpoint` returns at the start.
 
@@ -100,7 +103,7 @@ class BaseTrainer:
             backend_config=BackendConfig(),
             scaling=self.scaling_config,
             run_config=self.run_config,
-            datasets=self.datasets,
+            datasets=Datasets(self.datasets),
             metadata=self.metadata,
             resume_from=self.resume_from_checkpoint,
         )
@@ -112,6 +115,7 @@ class BaseTrainer:
             TrainingFailedError: It failed; ``__cause__`` is the worker's own exception.
             ConfigurationError: This machine cannot do it, or something cannot be pickled;
                 nothing was started.
+            DataError: A dataset cannot be read, or a step of it fails; nothing was started.
             KeyboardInterrupt: Ctrl-C was pressed; everything reported is kept.
         """
         job = replace(self._job(), trainer_file=keep(type(self).__name__, self._given))
@@ -198,7 +202,7 @@ class DataParallelTrainer(BaseTrainer):
         scaling_config: How many workers.
         run_config: Where the run goes and how it is watched.
         dataset_config: Which datasets are divided among the workers.
-        datasets: Given to workers by name.
+        datasets: By name, for :func:`minitrain.get_dataset_shard`.
         metadata: JSON that is added to the metadata of every checkpoint.
         resume_from_checkpoint: What :func:`minitrain.get_checkpoint` returns at the start.
 
@@ -296,7 +300,7 @@ class DataParallelTrainer(BaseTrainer):
             backend_config=self.backend_config,
             scaling=self.scaling_config,
             run_config=self.run_config,
-            datasets=self.datasets,
+            datasets=Datasets(self.datasets, self.dataset_config),
             metadata=self.metadata,
             resume_from=self.resume_from_checkpoint,
         )

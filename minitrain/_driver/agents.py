@@ -33,6 +33,7 @@ SAFE_TO_FORK = (
     "datasets",
     "lightning",
     "matplotlib",
+    "minitrain.data.dataset",
     "numpy",
     "pandas",
     "PIL",

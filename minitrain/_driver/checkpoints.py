@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from minitrain._datasets import Positions
 from minitrain._driver.clerk import Clerk, Outcome
 from minitrain._logging import logger
 from minitrain._storage.layout import RECORD, ROWS, TABLE, TRAINER
@@ -54,6 +55,7 @@ class CheckpointKeeper:
         self._doomed: deque[str] = deque()
         self._unsaved: bytes | None = None  # what the record is to say
         self._warned = False
+        self._positions = Positions()
 
     @property
     def num_committed(self) -> int:
@@ -89,6 +91,19 @@ class CheckpointKeeper:
             self._storage.write(RECORD, self._record.dump())  # names no checkpoint that is none
             self._storage.set_aside(name)
         return None
+
+    def resume_positions(self) -> dict[str, Any]:
+        """Return how far datasets had been read at the newest checkpoint, by name.
+
+        From here on it is what the next checkpoints say of datasets that nobody asks for.
+        """
+        self._positions = Positions()
+        if self._registered:
+            try:
+                self._positions.now = self._storage.positions(self._registered[-1].name)
+            except ValueError as error:
+                logger.warning("datasets are read from their beginning: %s", error)
+        return dict(self._positions.now)
 
     def name_for(self, index: int, dir_name: str | None, *, in_place: bool = False) -> str:
         """Return the name of the ``index``-th report's checkpoint, the same to every rank.
@@ -149,11 +164,15 @@ class CheckpointKeeper:
         parts = [report.files for report in reports]
         in_place = any(report.in_place for report in reports)
         sequence = self._num_committed
+        self._positions.take([one.positions for one in reports])
+        positions = dict(self._positions.now)
 
         def work() -> Registered:
             try:
                 adopted = [self._storage.adopt(name)] if in_place else []
-                return self._storage.commit(name, adopted or parts, sequence, row, self._metadata)
+                return self._storage.commit(
+                    name, adopted or parts, sequence, row, self._metadata, positions
+                )
             except (OSError, ValueError, TypeError) as error:  # the last two: metadata is no JSON
                 path = self._storage.checkpoint(name).path
                 raise CheckpointError(f"{path} could not be committed: {error}") from error

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import Any
 
 from minitrain import _env
+from minitrain._datasets import Datasets
 from minitrain._driver.home import Home
 from minitrain._hosts.plan import Plan
 from minitrain._storage.record import RunRecord, this_process
@@ -40,7 +41,7 @@ class Job:
         backend_config: The framework's settings.
         scaling: How many workers.
         run_config: Where the run goes and how it is watched.
-        datasets: The trainer's datasets.
+        datasets: The trainer's, and which of them are divided.
         metadata: For every checkpoint.
         resume_from: The checkpoint to start from.
         trainer_file: What ``restore`` needs, pickled.
@@ -57,7 +58,7 @@ class Job:
     backend_config: BackendConfig
     scaling: ScalingConfig
     run_config: RunConfig
-    datasets: Mapping[str, Any]
+    datasets: Datasets
     metadata: Mapping[str, Any]
     resume_from: Checkpoint | None
     trainer_file: bytes = b""

@@ -11,6 +11,7 @@ from typing import Any
 import cloudpickle
 
 from minitrain import _env
+from minitrain._datasets import pickled_for
 from minitrain._driver.controller import Controller
 from minitrain._driver.home import Home, bring_here, is_left_here, make, newest_record
 from minitrain._driver.job import Job
@@ -39,6 +40,7 @@ __all__ = [
     "result_of",
     "set_up_console",
     "take_up",
+    "with_datasets",
     "write_ending",
     "write_error",
 ]
@@ -69,6 +71,7 @@ def fit(job: Job, restored: Home | None = None) -> Result:
     Raises:
         ConfigurationError: It cannot be done on this machine, or not be sent to workers; nothing
             was started.
+        DataError: A dataset cannot be read, or a step of it fails; likewise.
         TrainingFailedError: It failed.
         KeyboardInterrupt: The user pressed Ctrl-C; what was reported is kept.
     """
@@ -78,7 +81,7 @@ def fit(job: Job, restored: Home | None = None) -> Result:
         return over
     job = _planned(job)
     num_workers = _num_workers(job)
-    train = _dump(job) if num_workers else b""
+    job, train = _made_ready(job, num_workers)
     if restored is None:
         home = _begin(job, in_this_process=num_workers == 0)
         record = RunRecord.load(home.layout)
@@ -203,6 +206,28 @@ def _scaling(scaling: ScalingConfig, plan: Plan) -> ScalingConfig:
     return replace(scaling, num_workers=num_workers)
 
 
+def _made_ready(job: Job, num_workers: int) -> tuple[Job, bytes]:
+    """Return the job with its datasets looked at, and what workers train with."""
+    job = with_datasets(job, shared=num_workers > 0)
+    job.datasets.say_what_is_dropped(max(1, num_workers))
+    return job, _dump(job) if num_workers else b""
+
+
+def with_datasets(job: Job, *, shared: bool = False) -> Job:
+    """Return the job with its datasets listed and counted: what is wrong with them is said now.
+
+    Args:
+        job: What is to be done.
+        shared: Whether other processes will map what lies in this one's memory.
+
+    Raises:
+        ConfigurationError: The configuration names a dataset that there is not.
+        DataError: A dataset cannot be read, or a step of it fails.
+    """
+    with by_value(job.function):  # steps are functions of the same module
+        return replace(job, datasets=job.datasets.resolved(shared=shared))
+
+
 def _num_workers(job: Job) -> int:
     """Return how many workers to begin with, as far as this host can tell."""
     if job.plan.hosts:
@@ -219,18 +244,24 @@ def _workers(num_workers: int, plan: Plan) -> str:
 
 
 def _dump(job: Job) -> bytes:
-    """Pickle what workers train with; each argument by itself first, so that errors name it."""
+    """Pickle what workers train with; if that fails, the error names the argument."""
     around = job.backend_config.train_func_context
     named = {
         "train_loop_config": job.config,
-        "datasets": job.datasets,
+        "datasets": job.datasets.given,
+        "dataset_config": job.datasets.config,
         "backend_config.train_func_context": around,
         "train_loop_per_worker": job.function,
     }
-    with by_value(job.function):
-        for name, value in named.items():
-            dump(name, value)
-        return dump("the trainer", (job.function, job.arguments, around, dict(job.datasets)))
+    one_host = all(host.is_here for host in job.plan.hosts)
+    with by_value(job.function), pickled_for(one_host=one_host):
+        try:
+            return dump("the trainer", (job.function, job.arguments, around, job.datasets))
+        except ConfigurationError:
+            job.datasets.check_functions()
+            for name, value in named.items():
+                dump(name, value)
+            raise
 
 
 def _control(controller: Controller) -> Ending:

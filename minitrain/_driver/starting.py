@@ -153,7 +153,7 @@ def start_order(
     if checkpoint is not None:
         pickled = pickle.dumps(job.as_workers_reach_it(home, checkpoint))
     path = str(home.layout.rows) if writes_rows else ""
-    return Train(pickled, _iterations(rows), total_s, path)
+    return Train(pickled, _iterations(rows), total_s, path, checkpoints.resume_positions())
 
 
 def _iterations(rows: Sequence[Mapping[str, Any]]) -> int:

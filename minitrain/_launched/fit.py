@@ -25,6 +25,7 @@ from minitrain._driver.run import (
     result_of,
     set_up_console,
     take_up,
+    with_datasets,
     write_ending,
 )
 from minitrain._driver.starting import start_order
@@ -124,8 +125,10 @@ def _lead_all(
     peers = gather(post, mail, launched, _folder(job, restored, launched))
     home = restored or find_run(job, launched, launch)
     if home is not None and (over := result_if_over(home, job.sync)) is not None:
-        _tell(post, _told(home, newest_record(home), None, peers))
+        _tell(post, _told(home, newest_record(home), None, peers, {}))
         return over
+    job = with_datasets(job)  # every rank does it for itself
+    job.datasets.say_what_is_dropped(launched.world_size)
     if home is None:
         home = make_run(job, launched, launch)
         record = RunRecord.load(home.layout)
@@ -181,7 +184,11 @@ def _tell(post: Post, letter: RunTold) -> None:
 
 
 def _told(
-    home: Home, record: RunRecord, order: Train | None, peers: tuple[Present, ...]
+    home: Home,
+    record: RunRecord,
+    order: Train | None,
+    peers: tuple[Present, ...],
+    layouts: dict[str, str],
 ) -> RunTold:
     """Return what others must know; without an order there is nothing to train."""
     checkpoint = pickle.loads(order.checkpoint) if order and order.checkpoint else None
@@ -198,6 +205,8 @@ def _told(
         iterations=order.iterations if order else 0,
         time_total_s=order.time_total_s if order else 0.0,
         peers=peers,
+        positions=dict(order.positions) if order else {},
+        layouts=layouts,
     )
 
 
@@ -213,7 +222,7 @@ def _lead_run(
         leader = Leader(job, home, record, traffic, post, peers)
         traffic.begin(leader)
         order = start_order(job, home, traffic.checkpoints)
-        _tell(post, _told(home, record, order, peers))
+        _tell(post, _told(home, record, order, peers, job.datasets.layouts()))
         with leader.serving(mail):
             ending = _train_and_lead(run, leader, order, len(record.attempts) - 1)
             note_end(record.attempts[-1], ending.error)
@@ -268,6 +277,8 @@ def _follow(job: Job, restored: Home | None, launched: Launched, post: Post) -> 
         with heeding_sigterm(
             job.failures.preemption_grace_s, follower.take_sigterm, follower.grace_is_over
         ):
+            run.job = with_datasets(job)
+            run.job.datasets.check_layouts(told.layouts)
             session, _ = run.train(follower, _order(job, home, told), told.attempt)
             follower.send(Returned(session.num_reports, None))
             ended = follower.await_end()
@@ -299,7 +310,7 @@ def _order(job: Job, home: Home, told: RunTold) -> Train:
     if told.checkpoint is not None:
         checkpoint = home.storage.checkpoint(told.checkpoint)
     pickled = pickle.dumps(checkpoint) if checkpoint is not None else None
-    return Train(pickled, told.iterations, told.time_total_s)
+    return Train(pickled, told.iterations, told.time_total_s, positions=told.positions)
 
 
 # ---------------------------------------------------------------- all of them

@@ -13,7 +13,7 @@ rank 0                       every other rank
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = ["Ended", "Farewell", "Look", "Present", "Refused", "RunTold", "SignalSensed"]
@@ -68,6 +68,8 @@ class RunTold:
         iterations: Reports the run already has.
         time_total_s: Seconds the run has already trained.
         peers: All processes, by rank.
+        positions: How far datasets had been read at that checkpoint, by name.
+        layouts: What stands for the order of datasets' rows, by name.
     """
 
     name: str
@@ -81,6 +83,8 @@ class RunTold:
     iterations: int
     time_total_s: float
     peers: tuple[Present, ...]
+    positions: dict[str, Any] = field(default_factory=dict)
+    layouts: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

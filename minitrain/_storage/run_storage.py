@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from minitrain import _manifest
 from minitrain._logging import logger
-from minitrain._manifest import MANIFEST, METADATA, FileState
+from minitrain._manifest import DATASETS, MANIFEST, METADATA, FileState
 from minitrain._storage.disk import TEMPORARY, Disk, FileEntry
 from minitrain._storage.ranking import Registered
 from minitrain.checkpoint import Checkpoint
@@ -37,7 +37,7 @@ __all__ = ["RunStorage"]
 
 _UNFINISHED = ".unfinished"
 _DAMAGED = ".damaged"
-_MARKS = frozenset({MANIFEST, _UNFINISHED, _DAMAGED})
+_MARKS = frozenset({DATASETS, MANIFEST, _UNFINISHED, _DAMAGED})
 _OUR_NAMES = re.compile(r"checkpoint_(\d{6,})")
 _NUMBERED = re.compile(r"(?:damaged_)?checkpoint_(\d{6,})(?:_\d+)?")
 _PART = re.compile(rf"(.*/)?{re.escape(TEMPORARY)}[0-9a-f]{{12}}")
@@ -180,6 +180,7 @@ class RunStorage:
         sequence: int,
         report: Mapping[str, Any],
         metadata: Mapping[str, Any],
+        positions: Mapping[str, Any] | None = None,
     ) -> Registered:
         """Make a directory a checkpoint by writing its manifest.
 
@@ -190,6 +191,7 @@ class RunStorage:
             sequence: How many checkpoints of the run were committed before.
             report: The row of the run's tables that the checkpoint belongs to.
             metadata: The trainer's; added to the checkpoint's own for keys that are not set.
+            positions: How far the run's datasets have been read, by name.
 
         Raises:
             OSError: It could not be written.
@@ -197,6 +199,9 @@ class RunStorage:
             TypeError: Its own metadata is not a dict.
         """
         merged = self._with_metadata(name, self._merged(name, parts), metadata)
+        if positions:
+            data = json.dumps(positions).encode()
+            merged[DATASETS] = self._added(name, DATASETS, data)
         files = {
             path: {"bytes": entry.size_bytes, "crc32": entry.crc32}
             for path, entry in sorted(merged.items())
@@ -224,13 +229,16 @@ class RunStorage:
     ) -> dict[str, FileEntry]:
         if not metadata:
             return merged
-        path = f"{name}/{METADATA}"
         own = {}
         with suppress(FileNotFoundError):
-            own = json.loads(self.disk.read(path))
+            own = json.loads(self.disk.read(f"{name}/{METADATA}"))
         data = json.dumps({**metadata, **own}).encode()
-        self.disk.write(path, data)
-        return {**merged, METADATA: FileEntry(METADATA, len(data), zlib.crc32(data))}
+        return {**merged, METADATA: self._added(name, METADATA, data)}
+
+    def _added(self, name: str, path: str, data: bytes) -> FileEntry:
+        """Write a file of ours into a checkpoint to be."""
+        self.disk.write(f"{name}/{path}", data)
+        return FileEntry(path, len(data), zlib.crc32(data))
 
     # What is there.
 
@@ -253,6 +261,23 @@ class RunStorage:
         if not isinstance(manifest, dict) or not {"sequence", "files", "report"} <= manifest.keys():
             return None
         return manifest if manifest.pop("crc32", None) == _manifest.checksum(manifest) else None
+
+    def positions(self, name: str) -> dict[str, Any]:
+        """Return how far datasets had been read when a checkpoint was reported, by name.
+
+        Raises:
+            ValueError: The file that says it is damaged.
+        """
+        path = f"{name}/{DATASETS}"
+        try:
+            positions = json.loads(self.disk.read(path))
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
+        if not isinstance(positions, dict):
+            raise ValueError(f"{path} is damaged: it is no object")  # noqa: TRY004 - as above
+        return positions
 
     def next_index(self, gone: Iterable[str] = ()) -> int:
         """Return a number that no checkpoint here, whole or not, has or had a higher one than.

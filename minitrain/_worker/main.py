@@ -95,6 +95,7 @@ class Worker:
         public_session.install_context(self._context)
         use_shared_folder(temporary_folder())
         self._function, self._arguments, self._around, self._datasets = pickle.loads(payload.train)
+        self._datasets.settle(temporary_folder())
         self.failed = False
 
     def execute(self, order: Execute) -> Executed:

@@ -24,7 +24,7 @@ class TorchTrainer(DataParallelTrainer):
         scaling_config: How many workers.
         run_config: Where the run goes and how it is watched.
         dataset_config: Which datasets are divided among the workers.
-        datasets: Given to workers by name.
+        datasets: By name, for :func:`minitrain.get_dataset_shard`.
         metadata: JSON that is added to the metadata of every checkpoint.
         resume_from_checkpoint: What :func:`minitrain.get_checkpoint` returns at the start.
 

@@ -219,6 +219,44 @@ def test_one_sentence_says_where_to_get_the_clothes(run_example, tmp_path, stora
 
 
 @pytest.mark.campaign
+# ------------------------------------------------------------------ datasets
+def test_raw_rows_are_scored_with_nothing_but_the_checkpoint(run_example, storage):
+    output = run_example("tabular.py")
+    [by_workers] = found(r"found by the workers: +([\d.]+)%", output)
+    [by_checkpoint] = found(r"raw rows and checkpoint alone: +([\d.]+)%", output)
+    assert by_workers == by_checkpoint >= 95
+    [run] = storage.iterdir()
+    [checkpoint] = Result.from_path(run).best_checkpoints
+    scales = json.loads(checkpoint[0].get_metadata()["preprocessor"])
+    assert "mean radius" in json.dumps(scales)
+
+
+@pytest.mark.campaign
+@pytest.mark.slow
+def test_reviews_go_on_in_mid_epoch_after_a_worker_was_killed(start_script, storage):
+    script = start_script(
+        f"import runpy; runpy.run_path({str(EXAMPLES / 'text_classifier.py')!r}, "
+        "run_name='__main__')"
+    )
+    script.wait_for("trains from step 1, in epoch 1\n")
+    [number] = found(r"process (\d+) trains from step 1,", script.output)
+    deadline_s = time.monotonic() + DEADLINE_S
+    while not list(storage.glob("*/checkpoint_*/.manifest.json")):
+        assert time.monotonic() < deadline_s, script.output
+        time.sleep(0.01)
+    os.kill(int(number), signal.SIGKILL)
+
+    assert script.wait(DEADLINE_S) == 0, script.output
+    [step] = found(r"trains from step (?!1,)(\d+), in epoch 1\n", script.output)
+    assert 1 < step <= 157
+    assert step % 40 == 1
+    # As many steps as without the failure: no review came twice, and none was left out.
+    ends = re.findall(r"epoch (\d), step (\d+): held out", script.output)
+    assert ends == [("1", "157"), ("2", "314"), ("3", "471")]
+    assert found(r"held out accuracy ([\d.]+)% after", script.output)[0] >= 85
+
+
+@pytest.mark.campaign
 # ------------------------------------------------------------------ the others
 def test_the_regression_goes_on_where_it_stopped(run_example, storage):
     output = run_example("torch_linear.py")

@@ -307,6 +307,7 @@ def test_exit_handlers_of_the_train_function_run(tmp_path):
     assert len(list(tmp_path.glob("left_*"))) == 2
 
 
+@pytest.mark.campaign
 def test_a_worker_can_have_children_of_every_kind():
     def train():
         import math
@@ -937,6 +938,7 @@ def test_what_workers_imported_is_preloaded_for_the_next_run():
     minitrain.shutdown()
 
 
+@pytest.mark.campaign
 def test_preloading_can_be_turned_off(monkeypatch):
     monkeypatch.setenv("MINITRAIN_PRELOAD", "off")
     minitrain.shutdown()

@@ -163,6 +163,7 @@ DataParallelTrainer(
 """
 
 
+@pytest.mark.campaign
 def test_agents_elsewhere_end_with_their_driver(tmp_path):
     driver = subprocess.Popen(
         [sys.executable, "-c", LONELY, str(tmp_path)], stdout=subprocess.PIPE, text=True

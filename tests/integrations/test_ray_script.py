@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 SCRIPT = """
 import os
 import tempfile
@@ -81,6 +83,7 @@ print("checkpoint", result.checkpoint.get_metadata(), result.error)
 """
 
 
+@pytest.mark.campaign
 def test_replacing_the_imports_is_enough(start_script):
     script = start_script(SCRIPT.replace("ray.train", "minitrain"))
     assert script.wait() == 0, script.output

@@ -167,7 +167,16 @@ def test_a_damaged_newest_checkpoint_is_set_aside(failed, caplog):
     assert steps == [0, 1, 2, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize("damage", ["truncated", "missing", "torn manifest", "changed manifest"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "truncated",
+        *(
+            pytest.param(one, marks=LONG)
+            for one in ("missing", "torn manifest", "changed manifest")
+        ),
+    ],
+)
 def test_whatever_the_damage(failed, damage):
     newest = newest_of(failed)
     if damage == "truncated":
@@ -250,6 +259,7 @@ def test_what_could_not_be_kept_has_to_be_given_again_by_name(tmp_path):
     assert DataParallelTrainer.restore(tmp_path / "run", run_config=run_config).fit()
 
 
+@pytest.mark.campaign
 def test_what_cannot_be_unpickled_here_has_to_be_given_again_by_name(start_script, tmp_path):
     (tmp_path / "their_module.py").write_text("class Thing:\n    pass\n")
     script = start_script(
@@ -356,6 +366,7 @@ def test_a_new_run_may_start_from_a_checkpoint_of_another(failed, tmp_path):
     assert names == ["checkpoint_000000", "checkpoint_000001", "checkpoint_000002"]
 
 
+@pytest.mark.campaign
 def test_the_newest_of_its_own_comes_before_the_one_it_resumed_from(failed, tmp_path):
     newest = Result.from_path(failed).checkpoint
     trainer = DataParallelTrainer(
@@ -408,7 +419,7 @@ COUNT = """
 """
 
 
-@pytest.mark.parametrize("whom", ["driver", "everybody"])
+@pytest.mark.parametrize("whom", ["driver", pytest.param("everybody", marks=LONG)])
 @pytest.mark.parametrize("steps", [pytest.param(0, marks=LONG), pytest.param(1, marks=LONG), 7])
 def test_after_a_kill_at_any_moment_everything_agrees(
     whom, steps, start_script, tmp_path, all_gone

@@ -266,6 +266,7 @@ def test_files_elsewhere_are_refused_with_the_way_to_do_it():
     assert "build_checkpoint_path_from_name" in str(error)
 
 
+@pytest.mark.campaign
 def test_a_function_of_the_user_may_write_the_files(tmp_path):
     def upload(checkpoint, name):
         path = Path(minitrain.get_context().get_storage().build_checkpoint_path_from_name(name))

@@ -30,13 +30,18 @@ from minitrain.exceptions import (
 
 PRESENT = Present("a", "10.0.0.1", 7, 12, sees=True)
 FILES = (FileEntry("x/y", 3, 7), FileEntry("z", 0, None))
+LAYOUTS = {"train": "00ff"}
+POSITIONS = {"train": {"epoch": 1, "remaining": [[0, 2**62], [[[2, 4]], "ff", 1, 2]], "tail": []}}
 MESSAGES = [
     Look("/x"),
     PRESENT,
-    RunTold("n", "id", "/r", "/r", True, False, 2, None, 3, 1.5, (PRESENT, PRESENT)),
+    RunTold(
+        "n", "id", "/r", "/r", True, False, 2, None, 3, 1.5, (PRESENT, PRESENT), POSITIONS, LAYOUTS
+    ),
     Ended("failed", "why", {"loss": 1.0, "nested": {"!": "Ended"}}),
     NameAsked(1, 0, "name", in_place=True),
     Reported(3, {"loss": 0.5, "!": [1, None]}, {"a": 1}, "c", FILES, question=4),
+    Reported(4, {}, positions=POSITIONS),
     Uploaded(1, FILES),
     CollectiveEntered(4, "barrier", b"\x00\xff"),
     Answer(1, [("checkpoint_000000", {"loss": 1})]),

@@ -138,6 +138,7 @@ def test_under_torchrun_everything_works_as_it_does_anywhere(torchrun, tmp_path)
     )
 
 
+@pytest.mark.campaign
 def test_what_torchrun_starts_again_goes_on_with_the_run(torchrun, tmp_path):
     script = torchrun(
         TRAIN

@@ -205,6 +205,41 @@ def test_a_checkpoint_with_metadata_that_is_no_json_is_not_committed(run, tmp_pa
     assert run.committed() == []
 
 
+# ------------------------------------------------------------------ positions in datasets
+POSITIONS = {"train": {"epoch": 3, "remaining": [[5, 9]]}}
+
+
+def test_positions_are_written_with_a_checkpoint_and_verified_with_it(run, source, tmp_path):
+    run.begin("c")
+    run.commit("c", [run.put(source, "c")], 0, {}, {}, POSITIONS)
+    assert run.positions("c") == POSITIONS
+    assert run.verify("c") == []
+    assert not run.verify("c", contents=False)
+    (tmp_path / "run/c/.datasets.json").unlink()
+    assert run.verify("c", contents=False)[0].startswith(".datasets.json: missing")
+
+
+def test_what_is_made_from_a_checkpoint_does_not_take_its_positions(run, source, tmp_path):
+    run.begin("c")
+    run.commit("c", [run.put(source, "c")], 0, {}, {}, POSITIONS)
+    run.begin("d")
+    run.commit("d", [run.put(tmp_path / "run/c", "d")], 1, {}, {})
+    assert run.positions("d") == {}
+    (tmp_path / "run/e").mkdir()
+    (tmp_path / "run/e/.datasets.json").write_text("of another run")
+    run.commit("e", [run.adopt("e")], 2, {}, {}, {"val": {}})
+    assert run.positions("e") == {"val": {}}
+    assert run.verify("e") == []
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "null"])
+def test_positions_that_cannot_be_read_are_an_error(run, tmp_path, text):
+    (tmp_path / "run/c").mkdir()
+    (tmp_path / "run/c/.datasets.json").write_text(text)
+    with pytest.raises(ValueError, match=r"c/\.datasets\.json is damaged"):
+        run.positions("c")
+
+
 # ------------------------------------------------------------------ not a checkpoint
 @pytest.mark.parametrize(
     "manifest",

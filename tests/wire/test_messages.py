@@ -74,7 +74,7 @@ SAMPLES = [
     wire.WorkerExited(1, 0, -9, 1 << 30, 1.5, OomEvidence("memory.events of /a", 1, 1 << 30)),
     wire.AttemptGone(1, (42,)),
     wire.Execute(1, b"function"),
-    wire.Train(b"a pickled checkpoint", 10, 60.0, "/run/result.json"),
+    wire.Train(b"a pickled checkpoint", 10, 60.0, "/run/result.json", {"train": {"epoch": 1}}),
     wire.Answer(3, value={"a": 1}),
     wire.CheckpointCommitted("checkpoint_000000", 3),
     wire.CheckpointLost(3, CheckpointError("full")),
@@ -83,7 +83,13 @@ SAMPLES = [
     wire.Executed(1, None, RAISED),
     wire.NameAsked(1, 0, "mine"),
     wire.Reported(
-        2, {"loss": 0.5}, {"loss": 0.5, "pid": 1}, "c", (FileEntry("w", 1, 2),), question=7
+        2,
+        {"loss": 0.5},
+        {"loss": 0.5, "pid": 1},
+        "c",
+        (FileEntry("w", 1, 2),),
+        question=7,
+        positions={"train": {"epoch": 1}},
     ),
     wire.Uploaded(2, (FileEntry("w", 1, 2),)),
     wire.CheckpointsAsked(1, 3),

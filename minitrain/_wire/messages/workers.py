@@ -52,12 +52,14 @@ class Train:
         time_total_s: Seconds the run has already trained.
         rows: The run's log of reports, for rank 0 to write to; empty: the driver does, because
             rank 0 is on another host.
+        positions: How far datasets had been read at that checkpoint, by name.
     """
 
     checkpoint: bytes | None
     iterations: int
     time_total_s: float
     rows: str = ""
+    positions: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +141,7 @@ class Reported:
         pending: Whether the files are still being written; :class:`Uploaded` follows.
         problem: Why the files could not be written.
         question: Set if the rank waits for an answer before it goes on.
+        positions: How far this rank has read the datasets that are divided, by name.
     """
 
     index: int
@@ -150,6 +153,7 @@ class Reported:
     pending: bool = False
     problem: Exception | None = None
     question: int | None = None
+    positions: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
