@@ -21,6 +21,8 @@ PAGES = [
     for path in [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
     if path.exists()
 ]
+PRINT_WHAT_THEY_SHOW = {"data.md"}
+"""The text blocks of these pages are what their examples print, but for the line breaks."""
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages(minitrain.__path__, "minitrain.")
@@ -32,7 +34,16 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+SLOW_PAGES = {"checkpoints.md", "fault-tolerance.md", "hosts.md", "reports.md", "storage.md"}
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=[pytest.mark.campaign] * (page.name in SLOW_PAGES), id=page.name)
+        for page in PAGES
+    ],
+)
 def test_the_examples_of_a_page_run_in_order(page, tmp_path):
     code = "\n".join(blocks(page, "python"))
     if not code:
@@ -42,6 +53,14 @@ def test_the_examples_of_a_page_run_in_order(page, tmp_path):
     command = [sys.executable, "-W", "error", str(script)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    if page.name in PRINT_WHAT_THEY_SHOW:
+        printed = words(done.stdout.replace(str(tmp_path), "/data"))
+        for shown in blocks(page, "text"):
+            assert words(shown) in printed, f"not printed:\n{shown}\nbut:\n{done.stdout}"
+
+
+def words(text: str) -> str:
+    return " ".join(text.split())
 
 
 @pytest.mark.parametrize("name", MODULES)
