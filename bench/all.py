@@ -28,6 +28,7 @@ COMMANDS = (
     ("checkpoints.py", "--runs", "9"),
     ("report_checkpoint.py", "--runs", "9"),
     ("checkpoints_s3.py", "--runs", "5"),
+    ("ingest.py", "--runs", "5"),
     ("control_plane.py", "--runs", "3"),
     ("launch.py", "--runs", "7"),
 )
@@ -44,6 +45,7 @@ QUICK_COMMANDS = (
     ("checkpoints.py", "--runs", "1", "--megabytes", "16"),
     ("report_checkpoint.py", "--runs", "1", "--megabytes", "16"),
     ("checkpoints_s3.py", "--runs", "1", "--megabytes", "64"),
+    ("ingest.py", "--runs", "1", "--epochs", "1", "--scale", "0.1"),
     ("control_plane.py", "--runs", "1", "--hosts", "10", "100"),
     ("launch.py", "--runs", "1"),
 )
