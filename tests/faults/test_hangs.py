@@ -103,6 +103,7 @@ def test_a_collective_of_torch_that_a_rank_never_joins_names_that_rank(tmp_path)
     assert "all_reduce" in (tmp_path / "run/logs/attempt_0/stacks_rank_0.txt").read_text()
 
 
+@pytest.mark.campaign
 def test_a_hang_is_a_failure_that_the_next_attempt_gets_over():
     def train():
         import os

@@ -98,6 +98,7 @@ def test_workers_that_ignore_sigterm_are_killed_after_the_grace(start_script, al
     all_gone(everybody)
 
 
+@pytest.mark.campaign
 def test_ctrl_c_while_workers_start(start_script, all_gone):
     script = start_script(
         """

@@ -92,9 +92,10 @@ def family(script) -> dict[str, list[int]]:
     "victim",
     [
         "driver",
-        "agent",
-        "rank 0",
-        *(pytest.param(one, marks=LONG) for one in ("worker", "driver and agent")),
+        *(
+            pytest.param(one, marks=LONG)
+            for one in ("agent", "rank 0", "worker", "driver and agent")
+        ),
     ],
 )
 def test_whatever_is_killed_nothing_stays_and_nothing_reported_is_lost(
@@ -199,6 +200,7 @@ def test_an_idle_agent_that_was_killed_is_replaced(start_script):
     assert "replaced True" in script.output
 
 
+@pytest.mark.campaign
 def test_an_agent_ends_with_its_driver_without_being_asked(start_script, all_gone):
     script = start_script(
         """
@@ -213,6 +215,7 @@ def test_an_agent_ends_with_its_driver_without_being_asked(start_script, all_gon
     all_gone([int(line.split()[1])])
 
 
+@pytest.mark.campaign
 def test_a_child_that_holds_the_drivers_pipes_does_not_keep_the_agent(start_script, all_gone):
     script = start_script(
         """

@@ -89,6 +89,7 @@ def test_an_out_of_memory_kill_is_told_with_its_evidence(start_script, cgroup):
     assert "Memory ran out: use fewer workers" in text
 
 
+@pytest.mark.campaign
 def test_a_kill_by_somebody_else_is_not_blamed_on_memory(start_script, cgroup):
     text = last_words(start_script, cgroup, "os.kill(os.getpid(), 9)")
     assert "was killed by SIGKILL, but not by the out-of-memory killer: memory." in text

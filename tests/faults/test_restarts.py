@@ -178,7 +178,14 @@ def _soon(end, tmp_path):
     end()
 
 
-@pytest.mark.parametrize("end", [raise_an_exception, exit_at_once, be_killed])
+@pytest.mark.parametrize(
+    "end",
+    [
+        raise_an_exception,
+        pytest.param(exit_at_once, marks=pytest.mark.campaign),
+        pytest.param(be_killed, marks=pytest.mark.campaign),
+    ],
+)
 def test_budgets_are_exact_whatever_the_end(end, tmp_path):
     def train():
         minitrain.report({"x": 1})

@@ -17,6 +17,7 @@ def plan(world):
     return Plan(hosts=parse_hosts(world.hosts), transport=into(world))
 
 
+@pytest.mark.campaign
 def test_hosts_that_share_a_folder(plan, tmp_path):
     checked = check_hosts(plan, 20, tmp_path / "not" / "yet" / "there")
     assert [one.facts.hostname for one in checked] == ["h1", "h2", "h3", "h4"]
@@ -29,6 +30,7 @@ def test_without_a_folder_nothing_is_said_of_it(plan):
     assert [one.shares_storage for one in check_hosts(plan, 20)] == [None] * 4
 
 
+@pytest.mark.campaign
 def test_each_host_has_its_own_trouble(plan, world, tmp_path):
     world.hide("h1", tmp_path)
     world.on("h2").run(["mount", "--bind", str(tmp_path), str(tmp_path)], check=True)

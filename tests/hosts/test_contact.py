@@ -61,6 +61,7 @@ def test_this_machine_needs_no_transport(contacts):
     assert advance(contacts("localhost", nowhere, probe={})).facts.versions == OWN
 
 
+@pytest.mark.campaign
 def test_an_agent_starts_in_the_environment_it_is_sent(world, contacts, tmp_path):
     environ = {"MINITRAIN_AGENT": "/mark", "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
     one = contacts("h2", into(world), arguments=["--name", "a"], environ=environ)
@@ -318,6 +319,7 @@ def test_a_transport_that_keeps_the_input_to_itself_is_suspected(contacts):
     assert "exec -i" in error.advice
 
 
+@pytest.mark.campaign
 def test_a_connection_that_breaks_is_told_in_sshs_words(world, contacts, tmp_path):
     options = ["-o", "ServerAliveInterval=1", "-o", "ServerAliveCountMax=1"]
     python = fake_python(tmp_path, after=UNTIL_ENDED)

@@ -113,6 +113,7 @@ def test_the_page_has_the_commands_that_are_tried_here():
     assert len(blocks("python")) == 1
 
 
+@pytest.mark.campaign
 def test_the_first_commands(run, results):
     said = run(blocks("bash")[0])
     head, node1, node2 = said.stdout.splitlines()[:3]

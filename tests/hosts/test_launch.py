@@ -206,6 +206,7 @@ def test_a_check_prints_a_table_and_what_is_wrong_below(world, tmp_path):
     assert len(lines) == 6
 
 
+@pytest.mark.campaign
 def test_in_a_real_allocation_its_nodes_are_reached_by_srun(cluster, tmp_path):
     check = [sys.executable, "-m", "minitrain.launch", "--check", "--storage", str(tmp_path)]
     environ = {"SLURM_CONF": cluster.slurm_conf}

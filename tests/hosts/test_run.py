@@ -118,6 +118,7 @@ def test_the_next_run_has_the_same_agents(driver, tmp_path):
 
 
 # ------------------------------------------------------------------ what crosses
+@pytest.mark.campaign
 def test_what_is_usual_crosses_and_secrets_only_if_they_are_named(driver, hush, tmp_path):
     names = ("HF_HOME", "EDITOR", "CUDA_VISIBLE_DEVICES", "HF_TOKEN", "WANDB_API_KEY", "MINE")
     settings = {
@@ -136,6 +137,7 @@ def test_what_is_usual_crosses_and_secrets_only_if_they_are_named(driver, hush, 
     assert named["environ"] == {**usual["environ"], "HF_TOKEN": f"{hush}HF_TOKEN"}
 
 
+@pytest.mark.campaign
 def test_no_secret_is_seen_by_ps(driver, hush, tmp_path):
     (tmp_path / "stay").touch()
     launch = {"env": ["HF_TOKEN"]}

@@ -115,6 +115,7 @@ def test_a_link_that_is_cut_for_seconds_costs_nothing(driver, steps, tmp_path):
     assert len(attempts(tmp_path)) == 1
 
 
+@LONG
 def test_a_link_that_stays_cut_is_noticed_on_both_sides(driver, steps, tmp_path):
     """Also by an agent that was started when it might have been silent for longer."""
     launch = {"transport": f"ssh -F {driver.world.ssh_config} {{host}}"}
@@ -296,6 +297,7 @@ def test_a_host_that_imports_torch_slowly_is_waited_for(driver, tmp_path):
     assert answer["told"] == [[0, 0], [1, 1], [2, 2]], answer
 
 
+@pytest.mark.campaign
 def test_rows_that_were_acknowledged_elsewhere_survive_their_worker(driver, tmp_path):
     driver.begin_fit("rows", tmp_path, ["h2", "h1"], 2)
     acknowledged = tmp_path / "ack_0"

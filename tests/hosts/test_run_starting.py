@@ -107,6 +107,7 @@ def test_a_directory_that_is_not_everyones_is_refused(driver, tmp_path):
     assert reported(tmp_path) == []
 
 
+@pytest.mark.campaign
 @pytest.mark.skipif(why_not("sshfs") is not None, reason="no sshfs: apt-get install sshfs fuse3")
 def test_a_directory_that_is_shared_by_sshfs_is_one(driver, tmp_path):
     steps = Steps(driver, tmp_path)

@@ -67,6 +67,7 @@ print("same" if received == sent else "different", step.wait())
 """
 
 
+@pytest.mark.campaign
 def test_a_steps_pipes_carry_bytes_at_once_and_unchanged(cluster, tmp_path):
     """Without --unbuffered, Slurm keeps the last bytes back until a line ends."""
     (tmp_path / "pipe.py").write_text(PIPE)

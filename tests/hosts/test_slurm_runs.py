@@ -82,6 +82,7 @@ def hosts_of(attempt: dict) -> list[str]:
     return [worker["hostname"] for worker in attempt["workers"]]
 
 
+@pytest.mark.campaign
 def test_an_allocation_is_all_that_a_run_needs_to_know(cluster, script, storage):
     command = ["salloc", "-N3", "-Q", "python", "-m", "minitrain.launch", str(script), "3", "2"]
     said = cluster.run(command, env={"SLURM_CONF": cluster.slurm_conf}, timeout_s=WITHIN_S)

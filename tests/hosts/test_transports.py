@@ -129,7 +129,17 @@ def _world_of_module(hosts_can_be) -> Iterator[World]:
         yield world
 
 
-@pytest.fixture(scope="module", params=TRANSPORTS)
+FIRST = {"ssh", "srun", "env"}
+"""The others are tried in the campaign."""
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=[pytest.mark.campaign] * (name not in FIRST))
+        for name in TRANSPORTS
+    ],
+)
 def way(request, _world_of_module) -> Way:
     if request.param == "srun" and (reason := why_not(*slurm.PROGRAMS)):
         pytest.skip(reason)
@@ -179,6 +189,7 @@ def test_errors_come_apart_from_output(way):
     assert b"err\n" in errors  # srun may have something to say, too
 
 
+@pytest.mark.campaign
 def test_many_programs_run_at_once(way):
     number = 6
     processes = [

@@ -74,6 +74,7 @@ def connection_state(world: World, host: str) -> str:
     return re.search(rf"{address}:{7000:04X} (..)", table)[1]
 
 
+@pytest.mark.campaign
 def test_each_host_is_reached_by_ssh_under_its_own_name(world):
     names = [ssh(world, host, "hostname").stdout.strip() for host in world.hosts]
 

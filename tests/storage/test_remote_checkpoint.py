@@ -159,6 +159,7 @@ def leave(scripts) -> None:
 
 
 # ------------------------------------------------------------------ once per machine
+@pytest.mark.campaign
 def test_of_six_that_ask_at_once_one_downloads_and_the_last_removes(place, users, temporary):
     place.put_checkpoint("c")
     with users.kept_inside():

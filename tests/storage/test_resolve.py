@@ -208,6 +208,7 @@ def test_storage_that_returns_something_else_is_refused(tmp_path):
         resolve(str(tmp_path), filesystem).probe()
 
 
+@pytest.mark.campaign
 def test_a_server_that_does_not_answer_is_refused_when_the_time_is_up():
     filesystem = offline_s3(endpoint_override="localhost:1", connect_timeout=1)
     with (
