@@ -81,7 +81,7 @@ def test_every_task_of_a_step_is_its_rank(cluster, script, tmp_path):
     (run,) = (tmp_path / "runs").iterdir()
     record = json.loads((run / "run.json").read_text())
     hosts = [worker["hostname"] for worker in record["attempts"][0]["workers"]]
-    assert hosts == ["h1", "h1", "h2"]
+    assert hosts[0] == hosts[1] != hosts[2]  # which of the three are free, Slurm decides
 
 
 def test_a_job_that_is_told_to_go_saves_and_goes_on_when_it_is_requeued(cluster, script, tmp_path):
