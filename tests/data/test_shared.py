@@ -241,6 +241,7 @@ if sys.stdin.readline():
 """
 
 
+@LONG
 @pytest.mark.parametrize("budget_bytes", [64 * MIB, 0], ids=["memory", "file"])
 def test_another_process_maps_it_and_keeps_it_when_the_first_one_lets_go(tmp_path, budget_bytes):
     shared = write(some_rows(), budget_bytes=budget_bytes, spill_folder=tmp_path)
@@ -335,6 +336,7 @@ def test_a_number_that_means_another_file_by_now_is_not_opened(tmp_path):
         os.close(descriptor)
 
 
+@LONG
 def test_a_reference_from_another_host_is_refused(tmp_path, monkeypatch):
     shared = write(some_rows())
     reference = pickle.loads(pickle.dumps(shared))
@@ -434,6 +436,7 @@ def test_of_processes_that_race_one_makes_it_and_all_have_it(ask, tmp_path):
     assert len(makers(tmp_path)) == 1
 
 
+@LONG
 def test_when_the_maker_is_killed_in_the_middle_the_next_one_makes_it(ask, tmp_path):
     first = ask("wait")
     first.says("making")

@@ -76,6 +76,7 @@ def last_words(start_script, cgroup, train: str) -> str:
     return script.output
 
 
+@pytest.mark.campaign
 def test_an_out_of_memory_kill_is_told_with_its_evidence(start_script, cgroup):
     text = last_words(
         start_script,

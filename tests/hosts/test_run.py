@@ -70,6 +70,7 @@ def test_ranks_are_contiguous_and_the_first_host_has_rank_0(
             assert environ["GLOO_SOCKET_IFNAME"] == environ["NCCL_SOCKET_IFNAME"] == on_driver
 
 
+@pytest.mark.campaign
 def test_gradients_are_averaged_over_hosts_that_cannot_resolve_their_names(driver, tmp_path):
     config = {"torch": True, **variables()}
     answer = driver.fit("facts", tmp_path, HOSTS, 4, torch=True, config=config)

@@ -210,6 +210,7 @@ def test_workers_draw_different_random_numbers():
     assert len({one["python"] for one in drawn}) == 4
 
 
+@pytest.mark.campaign
 def test_workers_of_one_agent_serve_run_after_run():
     pids = [run(os.getppid, 1).return_value for _ in range(2)]
     assert pids[0] == pids[1]

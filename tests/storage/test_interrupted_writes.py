@@ -316,6 +316,7 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_checkpoint_or_one_to_sweep
     assert outcomes == {True, False}
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("name", NAMES)
 def test_a_deletion_killed_at_any_moment_leaves_a_whole_checkpoint_or_one_to_sweep(tmp_path, name):
     source = make_files(tmp_path / "source", CONTENT)
