@@ -203,9 +203,11 @@ class ReadAhead:
             return self._slots[0] is slot and not slot.tables
 
         with self._changed:
-            if not may_read():  # there is time: the allocator keeps much of what was freed
-                pa.default_memory_pool().release_unused()
-                self._changed.wait_for(may_read)
+            must_wait = not may_read()
+        if must_wait:  # there is time: the allocator keeps much of what was freed
+            pa.default_memory_pool().release_unused()
+        with self._changed:
+            self._changed.wait_for(may_read)
             if self._closed:
                 return False
             self._held_bytes += size_bytes
