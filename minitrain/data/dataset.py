@@ -301,7 +301,7 @@ def in_memory(table: HostTable, text: str) -> MaterializedDataset:
 def from_source(source: Source) -> Dataset:
     """Return the dataset of a source, with its blocks shuffled if it was asked for."""
     plan: Node = Read(source)
-    shuffle = getattr(source, "shuffle", None)
+    shuffle = source.shuffle
     if shuffle is not None:
         plan = ShuffleBlocks(
             plan, check_seed("FileShuffleConfig", shuffle.seed), shuffle.reseed_after_execution

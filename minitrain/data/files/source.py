@@ -315,7 +315,7 @@ class FileSource(Source):
     columns: tuple[str, ...] | None = None
     predicate: pc.Expression | None = None
     on_error: OnError = "raise"
-    shuffle: Shuffle = None
+    shuffle: FileShuffleConfig | None = None
     override_num_blocks: int | None = None
     skips: Skips = field(default_factory=Skips, repr=False)
 

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    from minitrain.data.files.source import FileShuffleConfig
+
 __all__ = ["Block", "JoinedBlock", "SlicedBlock", "Source"]
 
 
@@ -172,6 +174,7 @@ class Source(ABC):
         kind: The function that made it, such as ``read_parquet``.
         columns: What to read, in this order; None: everything.
         predicate: Which rows to keep; None: all. Its columns need not be among ``columns``.
+        shuffle: In which order its blocks are read; None: as they are listed.
     """
 
     can_select: ClassVar[bool] = False
@@ -180,6 +183,7 @@ class Source(ABC):
     kind: str
     columns: tuple[str, ...] | None
     predicate: pc.Expression | None
+    shuffle: FileShuffleConfig | None = None
 
     @abstractmethod
     def blocks(self) -> Iterator[Block]:
