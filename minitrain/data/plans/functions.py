@@ -115,7 +115,6 @@ class FunctionStep(Step):
 
     function: UserFunction
     verb: str
-    runs_code = True
 
     @property
     def batch_rows(self) -> int | None:

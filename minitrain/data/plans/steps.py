@@ -42,12 +42,10 @@ class Step(ABC):
     Attributes:
         keeps_rows: Whether each row gives exactly one, in the same order.
         may_keep_rows: Whether that is not known, and can be found out by counting.
-        runs_code: Whether it calls a function of the user.
     """
 
     keeps_rows: bool = True
     may_keep_rows: bool = False
-    runs_code: bool = False
 
     @abstractmethod
     def apply(self, tables: Iterator[pa.Table], block: str, first: int) -> Iterator[pa.Table]:
