@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import cloudpickle
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,8 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 import minitrain.data
+from minitrain import data
+from minitrain.data import order
 from minitrain.data.dataset import Dataset, from_source
+from minitrain.data.iterator import merged_positions
 from minitrain.data.plans import plan, planning
+from minitrain.data.plans.mapped import for_this_host_alone
 from minitrain.data.plans.runtime import Runtime
 from minitrain.exceptions import ColumnError, DataError
 from tests.data.numbers import Numbers, numbers
@@ -237,3 +242,49 @@ def test_without_a_division_nothing_is_called_to_find_out():
     dataset, seen = calls(numbers([3, 4]).random_shuffle(seed=1))
     assert len(dataset.take_all()) == 7
     assert sorted(seen) == list(range(7))
+
+
+def halve(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {"id": batch["id"][batch["id"] % 2 == 0]}
+
+
+def test_a_pool_is_asked_anew_when_its_function_turns_out_to_change_the_number_of_rows():
+    dataset = numbers([3, 4]).random_shuffle(seed=1).map_batches(halve, concurrency=1)
+    assert sorted(row["id"] for row in dataset.resolved().iterator().iter_rows()) == [0, 2, 4, 6]
+
+
+@pytest.fixture
+def permutations(monkeypatch):
+    """The numbers of rows of which permutations were worked out."""
+    made: list[int] = []
+    permutation = order.permutation
+
+    def counting(n: int, *parts: int | str) -> np.ndarray:
+        if parts[0] == "rows":
+            made.append(n)
+        return permutation(n, *parts)
+
+    monkeypatch.setattr(order, "permutation", counting)
+    return made
+
+
+def test_an_order_of_all_rows_is_worked_out_when_they_are_read(permutations):
+    dataset = numbers([3, 4]).random_shuffle(seed=1).resolved()
+    permutations.clear()  # the first row was looked at
+    iterator = dataset.iterator()
+    iterator.resume(merged_positions([iterator.position()]))
+    assert dataset.count() == iterator.rows() == 7
+    assert permutations == []
+    for _ in range(2):
+        list(iterator.iter_rows())
+    iterator.position()
+    assert permutations == [7, 7]
+
+
+def test_parts_of_a_global_shuffle_travel_without_its_order():
+    dataset = data.range(200_000).random_shuffle(seed=1, reseed_after_execution=False)
+    part, _ = dataset.split(2)
+    with for_this_host_alone():
+        pickled = cloudpickle.dumps(part)
+    assert len(pickled) < 10_000
+    assert part.take(3) == cloudpickle.loads(pickled).take(3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -13,13 +14,16 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 
+from minitrain.data import order
 from minitrain.data.context import DataContext
 from minitrain.data.plans.block import Block
+from minitrain.data.plans.runtime import unlock_in_forks
 from minitrain.data.plans.tables import in_tables
 from minitrain.data.processes.shared import SharedTable, once_per_host
 
 __all__ = [
     "HostTable",
+    "Permutation",
     "TableBlock",
     "TakenBlock",
     "blocks_of",
@@ -127,17 +131,47 @@ class TableBlock(Block):
         yield from in_tables(part, DataContext.get_current().target_table_bytes)
 
 
+class Permutation:
+    """A random order of rows, worked out when the first of them is read: it takes 8 bytes a row.
+
+    Args:
+        rows: How many there are.
+        parts: What the order stands for, as for :func:`minitrain.data.order.permutation`.
+    """
+
+    def __init__(self, rows: int, *parts: int | str) -> None:
+        self._rows = rows
+        self._parts = parts
+        self._indices: np.ndarray | None = None
+        self._lock = threading.Lock()
+        unlock_in_forks(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Permutation, (self._rows, *self._parts)
+
+    def indices(self, start: int, stop: int) -> np.ndarray:
+        """Return which rows come in these places."""
+        with self._lock:
+            if self._indices is None:
+                self._indices = order.permutation(self._rows, *self._parts)
+            return self._indices[start:stop]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class TakenBlock(Block):
     """Rows from anywhere in a shared table.
 
     Args:
         shared: The table.
-        indices: Which rows, in order.
+        permutation: The order of all its rows.
+        start: The place in it of the first row.
+        stop: The place after the last one's.
     """
 
     shared: HostTable
-    indices: np.ndarray
+    permutation: Permutation
+    start: int
+    stop: int
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -147,7 +181,7 @@ class TakenBlock(Block):
     @property
     def rows(self) -> int:  # type: ignore[override]
         """How many rows."""
-        return len(self.indices)
+        return self.stop - self.start
 
     @property
     def size_bytes(self) -> int:  # type: ignore[override]
@@ -156,8 +190,9 @@ class TakenBlock(Block):
 
     def read(self, start: int = 0, stop: int | None = None) -> Iterator[pa.Table]:
         """Yield the rows as one table."""
-        indices = self.indices[start:stop]
-        if len(indices):
+        last = self.stop if stop is None else min(self.stop, self.start + stop)
+        if self.start + start < last:
+            indices = self.permutation.indices(self.start + start, last)
             yield taken(self.shared.table(), indices)
 
 

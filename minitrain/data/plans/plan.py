@@ -16,7 +16,7 @@ import pyarrow as pa
 from minitrain.data import order
 from minitrain.data.context import DataContext
 from minitrain.data.plans.block import Block, JoinedBlock, SlicedBlock, Source
-from minitrain.data.plans.mapped import HostTable, TableBlock, TakenBlock, blocks_of
+from minitrain.data.plans.mapped import HostTable, Permutation, TableBlock, TakenBlock, blocks_of
 from minitrain.data.plans.readahead import Piece, reading
 from minitrain.data.plans.runtime import current_runtime
 from minitrain.data.plans.steps import MappedBlock, Step
@@ -387,11 +387,11 @@ class ShuffleRows(Shuffle):
     def blocks(self, epoch: int) -> Iterator[Block]:
         """List blocks of rows taken from everywhere."""
         table = host_table(self.child)
-        indices = order.permutation(table.rows, "rows", self.seed, self._key(epoch))
+        permutation = Permutation(table.rows, "rows", self.seed, self._key(epoch))
         target = DataContext.get_current().target_table_bytes
         size = max(1, min(1 << 16, int(table.rows * target / max(table.size_bytes, 1))))
         for start in range(0, table.rows, size):
-            yield TakenBlock(table, indices[start : start + size])
+            yield TakenBlock(table, permutation, start, min(start + size, table.rows))
 
     def describe(self) -> str:
         """Return one line."""

@@ -102,7 +102,7 @@ class Runtime:
     def __init__(self, sharers: int = 1) -> None:
         self.meter = Meter()
         self.sharers = sharers
-        self._pools: dict[tuple[int, bool], Pool] = {}
+        self._pools: dict[tuple[FunctionStep, bool], Pool] = {}
         self._lock = threading.Lock()
         unlock_in_forks(self)
 
@@ -116,11 +116,11 @@ class Runtime:
         from minitrain.data.processes.pool import Pool
 
         with self._lock:
-            found = self._pools.get((id(step.function), reads))
+            found = self._pools.get((step, reads))
             if found is None:
                 processes = -(-step.function.concurrency // self.sharers)
                 found = Pool(step.pickled(reads=reads), processes, step.describe())
-                self._pools[id(step.function), reads] = found
+                self._pools[step, reads] = found
             return found
 
     @contextmanager
