@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pyarrow.types as pat
 from pyarrow.fs import FileType
 
+from minitrain._os.forks import unlock_in_forks
 from minitrain.data.files.paths import File
 from minitrain.data.files.schemas import plain
 
@@ -159,6 +160,7 @@ class _Kept:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        unlock_in_forks(self)
         self._kept: OrderedDict[tuple[str, int, int], tuple[File, pq.FileMetaData]] = OrderedDict()
         self._bytes = 0
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from minitrain._logging import logger
+from minitrain._os.forks import unlock_in_forks
 from minitrain.data.files.paths import File, Paths, as_paths, list_files
 from minitrain.data.plans.block import Source
 from minitrain.exceptions import ColumnError, ConfigurationError, DataError
@@ -68,6 +69,7 @@ class Once(Generic[T]):
     def __init__(self) -> None:
         self._found: list[T] = []
         self._lock = threading.Lock()
+        unlock_in_forks(self)
 
     def get(self, find: Callable[[], T]) -> T:
         """Return it; ``find`` is called by the first."""
@@ -96,6 +98,7 @@ class Skips:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        unlock_in_forks(self)
         self._seen: set[Any] = set()
         self._since_warning: set[Any] = set()
         self.first = ""
@@ -136,6 +139,7 @@ class Tested(Generic[T]):
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        unlock_in_forks(self)
         self._results: OrderedDict[Any, T] = OrderedDict()
 
     def get(self, key: Any, test: Callable[[], T]) -> T:

@@ -17,9 +17,10 @@ from typing import Any, Literal, NoReturn
 import cloudpickle
 import pyarrow as pa
 
+from minitrain._os.forks import unlock_in_forks
 from minitrain.data import values
 from minitrain.data.plans.block import Block
-from minitrain.data.plans.runtime import current_runtime, unlock_in_forks
+from minitrain.data.plans.runtime import current_runtime
 from minitrain.data.plans.steps import Step
 from minitrain.data.plans.tables import rebatched, with_column
 from minitrain.exceptions import ConfigurationError, DataError, TransformError

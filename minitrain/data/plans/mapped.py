@@ -14,10 +14,10 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 
+from minitrain._os.forks import unlock_in_forks
 from minitrain.data import order
 from minitrain.data.context import DataContext
 from minitrain.data.plans.block import Block
-from minitrain.data.plans.runtime import unlock_in_forks
 from minitrain.data.plans.tables import in_tables
 from minitrain.data.processes.shared import SharedTable, once_per_host
 
@@ -76,16 +76,23 @@ class HostTable:
         self._shared = shared
         self._make = make
         self._key = uuid.uuid4().hex
+        self._lock = threading.Lock()
+        unlock_in_forks(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | ({"_make": None} if _stays_here.get() else {})
+        return self.__dict__ | {"_lock": None} | ({"_make": None} if _stays_here.get() else {})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state | {"_lock": threading.Lock()})
+        unlock_in_forks(self)
 
     def table(self) -> pa.Table:
-        """Return the rows, mapped."""
-        if self._make is not None and not self._shared.reachable():
-            folder, make = _meeting_folder, self._make
-            self._shared = make() if folder is None else once_per_host(self._key, folder, make)
-        return self._shared.table()
+        """Return the rows, mapped; of several threads that ask, one makes them."""
+        with self._lock:
+            if self._make is not None and not self._shared.reachable():
+                folder, make = _meeting_folder, self._make
+                self._shared = make() if folder is None else once_per_host(self._key, folder, make)
+            return self._shared.table()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,39 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from minitrain._os.forks import unlock_in_forks
 
 if TYPE_CHECKING:
     from minitrain.data.plans.functions import FunctionStep
     from minitrain.data.processes.pool import Pool
 
-__all__ = ["Meter", "Runtime", "current_runtime", "unlock_in_forks"]
-
-_locking: weakref.WeakSet[Any] = weakref.WeakSet()
-
-
-def unlock_in_forks(owner: Any) -> None:
-    """Give an object another ``_lock`` in a fork of this process.
-
-    Threads that read are not there in it, such as a process of torch's data loader, and what one
-    of them held would be held for ever.
-    """
-    _locking.add(owner)
-
-
-def _unlock() -> None:
-    for owner in tuple(_locking):
-        owner._lock = threading.Lock()  # noqa: SLF001 - asked for
-
-
-os.register_at_fork(after_in_child=_unlock)
+__all__ = ["Meter", "Runtime", "current_runtime"]
 
 
 @dataclass

@@ -24,6 +24,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from minitrain._os.forks import unlock_in_forks
 from minitrain._os.processes import began_at
 from minitrain.exceptions import DataError, SchemaMismatchError
 
@@ -260,6 +261,7 @@ class SharedTable:
         self._closing: weakref.finalize[[int], SharedTable] | None = None
         self._table: pa.Table | None = None
         self._lock = threading.Lock()
+        unlock_in_forks(self)
 
     @classmethod
     def write(
