@@ -134,9 +134,12 @@ def _inferred(values: Sequence[Any], kinds: set[type]) -> pa.Array:
         attempts.append({"type": pa.uint64()})
     for arguments in attempts:
         try:
-            return pa.array(values, **arguments)
+            array = pa.array(values, **arguments)
+            if pa.types.is_nested(array.type):  # in lists it takes any bytes that follow a text
+                array.validate(full=True)
         except _NOT_ARROWS:
             continue
+        return array
     return pickled_array(values)
 
 
