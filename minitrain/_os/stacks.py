@@ -1,28 +1,35 @@
-"""Python stacks of other processes: asked for by signal, answered in C, read through /proc.
+"""Python stacks of other processes: asked for and read through /proc.
 
-A process answers in its signal handler, without the interpreter's lock: also in a deadlock, and
-in native code that never gives the lock back. The answer goes into memory of its own that nobody
-has to open before it is needed::
+A process answers into memory of its own that nobody has to open before it is needed. A thread
+that does nothing else answers with the interpreter's lock, so that no other thread runs on while
+its stack is read: that could crash the process. Where it does not get the lock, in a deadlock or
+in native code that never gives it back, a signal handler in C answers without it::
 
-    asking: truncate, SIGNAL -->   the main thread's handler: write every thread's stack
+    asking: truncate, a word -->   the thread: write every thread's stack, then the word
+            wait for the word <--
+    if it does not come:
+            SIGNAL           -->   the main thread's handler: write every thread's stack
             wait for its end <--   no longer pending, something written, no longer blocked
-            read /proc/PID/fd/N
+    read /proc/PID/fd/N
 
 Linux only.
 """
 
 from __future__ import annotations
 
+import _thread
 import ctypes
 import faulthandler
 import fcntl
+import math
 import os
 import platform
 import re
 import signal
+import threading
 import time
 from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -44,7 +51,12 @@ SIGNAL = signal.SIGRTMIN + 11
 
 _NAME = "minitrain-stacks"
 _LOOK_S = 0.001
-"""Nothing can be waited on for a handler's end, so the kernel's word is looked at this often."""
+"""Nothing can be waited on for an answer's end, so it is looked for this often."""
+_LOCK_S = 0.5
+"""How long a process gets to answer with the interpreter's lock: a hundred turns of it."""
+_WORD_BYTES = 16
+"""What a request consists of, and its answer ends with."""
+_ANSWERED = re.compile(rb"\nMain thread (0x\w+) answered (\w+)\n")
 _TGKILL = {"x86_64": 234, "aarch64": 131}
 """The call's number: the C library has had a function for it only since glibc 2.30."""
 _STATES = {
@@ -60,20 +72,56 @@ _STATES = {
 # ------------------------------------------------------------------ answering
 def answer_stack_requests() -> None:
     """Have this process, and every child it forks, answer :func:`stacks_of` from now on."""
-    memory_fd = -1
+    descriptors: tuple[int, ...] = ()
 
     def prepare() -> None:
         """Answer into memory of this process alone: a child's still writes into its parent's."""
-        nonlocal memory_fd
-        inherited_fd, memory_fd = memory_fd, os.memfd_create(f"{_NAME}-{os.getpid()}")
-        # Whoever asks truncates; a handler must not go on where it stood before.
-        fcntl.fcntl(memory_fd, fcntl.F_SETFL, os.O_APPEND)
-        faulthandler.register(SIGNAL, file=memory_fd, all_threads=True, chain=False)
-        if inherited_fd >= 0:
-            os.close(inherited_fd)
+        nonlocal descriptors
+        inherited, requests_fd = descriptors, _requests()
+        name = f"{_NAME}-{os.getpid()}-{os.fstat(requests_fd).st_ino}"
+        thread_fd, handler_fd = (os.memfd_create(f"{name}-{by}") for by in ("thread", "handler"))
+        descriptors = (requests_fd, thread_fd, handler_fd)
+        for memory_fd in (thread_fd, handler_fd):
+            # Whoever asks truncates; nobody must go on where it stood before.
+            fcntl.fcntl(memory_fd, fcntl.F_SETFL, os.O_APPEND)
+        faulthandler.register(SIGNAL, file=handler_fd, all_threads=True, chain=False)
+        _start_answering(requests_fd, thread_fd)
+        for descriptor in inherited:
+            os.close(descriptor)
 
     prepare()
     os.register_at_fork(after_in_child=prepare)
+
+
+def _requests() -> int:
+    """Return a pipe that is both its ends, so that it never ends."""
+    ends = os.pipe()
+    try:
+        return os.open(f"/proc/self/fd/{ends[0]}", os.O_RDWR)
+    finally:
+        for end in ends:
+            os.close(end)
+
+
+def _start_answering(requests_fd: int, memory_fd: int) -> None:
+    """Start the thread; it takes no signal that is meant for the main thread, which this is."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        # Not one of threading's, which programs count and join.
+        _thread.start_new_thread(_answer_requests, (requests_fd, memory_fd, threading.get_ident()))
+    except RuntimeError:
+        pass  # no more threads for this user: the handler is left
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _answer_requests(requests_fd: int, memory_fd: int, main_thread: int) -> None:
+    with suppress(OSError):  # somebody has closed them all
+        while words := os.read(requests_fd, 100 * _WORD_BYTES):
+            # Nothing here gives the lock away, for which threads that run would have to be
+            # waited for again, before all has been written.
+            faulthandler.dump_traceback(memory_fd, all_threads=True)
+            os.write(memory_fd, b"\nMain thread 0x%016x answered %s\n" % (main_thread, words))
 
 
 # ------------------------------------------------------------------ asking
@@ -87,7 +135,7 @@ def stacks_of(pids: Iterable[int], timeout_s: float, *, wake: bool = False) -> d
         pids: Processes that have called :func:`answer_stack_requests`; others are left alone.
         timeout_s: When to give up on those that have not answered.
         wake: Whether to continue a stopped process, which cannot answer; that it answers is then
-            the first thing it does.
+            the first thing it does. Threads of it that run Python at that time may crash it.
     """
     deadline_s = time.monotonic() + timeout_s
     texts: dict[int, str] = {}
@@ -114,62 +162,109 @@ def _answer(pid: int, *, wake: bool) -> Generator[None, None, str]:
     """Ask a process, wait for its answer with every step, and return it."""
     try:
         before = _status(pid)
-        with _memory_of(pid, before) as memory_fd:
-            if memory_fd is None:
+        with _answering(pid, before) as answering:
+            if answering is None:
                 said = "It does not answer such questions."
             elif before.is_stopped and not wake:
                 said = "A stopped process cannot answer."
             else:
-                said = yield from _dump(pid, memory_fd)
+                said = "\n" + readable(*(yield from _dump(pid, answering)))
         return f"{_header(pid, before)}\n{said}"
-    except (FileNotFoundError, ProcessLookupError):
+    except (FileNotFoundError, ProcessLookupError, BrokenPipeError):
         return f"pid {pid} has ended."
     except PermissionError:
         return f"pid {pid} belongs to somebody else, or this process may not look at it."
 
 
-def _dump(pid: int, memory_fd: int) -> Generator[None, None, str]:
-    while not _locked(memory_fd):  # somebody else is asking it
+class _Answering(NamedTuple):
+    """Descriptors of another process, opened again: where to ask, and where it answers."""
+
+    requests_fd: int
+    thread_fd: int
+    handler_fd: int
+
+
+def _dump(pid: int, answering: _Answering) -> Generator[None, None, tuple[str, str | None]]:
+    """Ask, and return the dump and the main thread, if it is not the one that wrote the dump."""
+    _, thread_fd, handler_fd = answering
+    while not _locked(handler_fd):  # somebody else is asking it
         yield
     status = _status(pid)
     if not status.pending:  # else it still owes an answer from before it was stopped
-        os.ftruncate(memory_fd, 0)
-        _signal_main_thread(pid)
-    if status.is_stopped:
-        os.kill(pid, signal.SIGCONT)
-    yield
-    while not _answered(memory_fd, pid):
+        os.ftruncate(handler_fd, 0)
+    os.ftruncate(thread_fd, 0)
+    word = os.urandom(_WORD_BYTES // 2).hex().encode()
+    until_s = _ask(pid, status, answering.requests_fd, word)
+    while (answer := _threads_answer(_content(thread_fd), word)) is None:
+        if until_s <= time.monotonic():
+            until_s = math.inf
+            _ask_handler(pid)
+        elif until_s == math.inf and _handler_has_answered(pid, handler_fd):
+            return _content(handler_fd).decode(errors="replace"), None
+        _status(pid)  # it may have ended
         yield
-    dump = os.pread(memory_fd, os.fstat(memory_fd).st_size, 0)
-    return "\n" + readable(dump.decode(errors="replace"))
+    return answer
+
+
+def _ask(pid: int, status: ProcessStatus, requests_fd: int, word: bytes) -> float:
+    """Ask the thread, and return until when it is to answer; infinity: the handler was asked."""
+    if status.is_stopped:
+        _ask_handler(pid)  # it answers before the main thread goes on from where it stood
+        os.kill(pid, signal.SIGCONT)
+        return math.inf
+    with suppress(BlockingIOError):  # it has been asked too often already
+        os.write(requests_fd, word)
+    return time.monotonic() + _LOCK_S
+
+
+def _ask_handler(pid: int) -> None:
+    if not _status(pid).pending:
+        _signal_main_thread(pid)
+
+
+def _threads_answer(written: bytes, word: bytes) -> tuple[str, str] | None:
+    """Return the dump and the main thread from what a process's thread has written.
+
+    Before it there may be an answer, or half of one, to somebody who did not wait for it.
+    """
+    parts = _ANSWERED.split(written)
+    for dump, main_thread, words in zip(parts[::3], parts[1::3], parts[2::3], strict=False):
+        if word in words:
+            return dump.decode(errors="replace"), main_thread.decode()
+    return None
 
 
 @contextmanager
-def _memory_of(pid: int, status: ProcessStatus) -> Generator[int | None, None, None]:
-    """Open the memory that a process answers into; None where there is no handler or none."""
-    name = _link(status.own_pid)
-    descriptors = Path(f"/proc/{pid}/fd").iterdir() if status.catches else ()
-    path = next((one for one in descriptors if _target(one) == name), None)
-    if path is None:
+def _answering(pid: int, status: ProcessStatus) -> Generator[_Answering | None, None, None]:
+    """Open what a process is asked and answers through; None where there is no handler or none."""
+    links = dict(map(_target, Path(f"/proc/{pid}/fd").iterdir())) if status.catches else {}
+    # Others of these may be there too, while somebody reads them.
+    name = re.compile(rf"/memfd:({_NAME}-{status.own_pid}-(\d+))-handler \(deleted\)")
+    found = next(filter(None, map(name.fullmatch, links)), None)
+    if found is None:
         yield None
         return
-    descriptor = os.open(path, os.O_RDWR)
+    targets = {f"pipe:[{found[2]}]": os.O_WRONLY | os.O_NONBLOCK}
+    targets |= {f"/memfd:{found[1]}-{by} (deleted)": os.O_RDWR for by in ("thread", "handler")}
+    with ExitStack() as opened:
+        descriptors = []
+        for target, flags in targets.items():
+            if target not in links:  # it has just ended
+                raise FileNotFoundError(target)
+            descriptors.append(os.open(links[target], flags))
+            opened.callback(os.close, descriptors[-1])
+        yield _Answering(*descriptors)
+
+
+def _target(link: Path) -> tuple[str, Path]:
     try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _link(own_pid: int) -> str:
-    """Return the link to a process's memory; others may hold it too, while they read it."""
-    return f"/memfd:{_NAME}-{own_pid} (deleted)"
-
-
-def _target(link: Path) -> str:
-    try:
-        return str(link.readlink())
+        return str(link.readlink()), link
     except FileNotFoundError:  # closed since the directory was read
-        return ""
+        return "", link
+
+
+def _content(memory_fd: int) -> bytes:
+    return os.pread(memory_fd, os.fstat(memory_fd).st_size, 0)
 
 
 def _locked(memory_fd: int) -> bool:
@@ -187,7 +282,7 @@ def _signal_main_thread(pid: int) -> None:
         raise OSError(error, os.strerror(error))
 
 
-def _answered(memory_fd: int, pid: int) -> bool:
+def _handler_has_answered(pid: int, memory_fd: int) -> bool:
     """Return whether the handler has run to its end.
 
     The kernel takes a signal from the pending ones before it blocks it for the handler's time.
@@ -274,6 +369,7 @@ def _wait_channel(pid: int) -> str:
 # ------------------------------------------------------------------ what a dump says
 _THREAD = re.compile(r"(Current thread|Thread) (.*) \(most recent call first\):")
 _MAIN = "Main thread"
+_ANSWERING = re.compile(r'/minitrain/_os/stacks\.py", line \d+ in _answer_requests$')
 _WORKER = '/minitrain/_worker/main.py", '
 _FRAME = re.compile(r'  File "(.*)", line (\d+|\?\?\?) in (.*)')
 
@@ -286,24 +382,36 @@ class Frame(NamedTuple):
     function: str
 
 
-def readable(dump: str) -> str:
+def readable(dump: str, main_thread: str | None = None) -> str:
     """Return a dump of :mod:`faulthandler` as a traceback has it: most recent call last.
 
-    The main thread, which was the one to be asked, comes first. What led to a worker's main
-    function, the agent that forked it, is left out.
+    The main thread comes first. What led to a worker's main function, the agent that forked it,
+    is left out, and so is the thread that only answers.
+
+    Args:
+        dump: What was written.
+        main_thread: The main thread, in hexadecimal; None if it wrote the dump.
     """
     blocks: list[list[str]] = []
+    main: list[str] = []
     began = False
     for line in dump.splitlines():
         thread = _THREAD.match(line)
         if thread:
-            name = _MAIN if thread[1] == "Current thread" else "Thread"
-            blocks.append([f"{name} {thread[2]} (most recent call last):"])
+            blocks.append([f"Thread {thread[2]} (most recent call last):"])
+            is_current = thread[1] == "Current thread"
+            if is_current if main_thread is None else thread[2].startswith(main_thread):
+                main = blocks[
+                    -1
+                ]  # before it are threads that begin, still with their maker's number
             began = False
         elif line.strip() and blocks and not began:
             blocks[-1].insert(1, line)
             began = _WORKER in line and line.endswith("in run")
-    blocks.sort(key=lambda block: not block[0].startswith(_MAIN))
+    blocks = [block for block in blocks if not any(map(_ANSWERING.search, block))]
+    if main:
+        main[0] = _MAIN + main[0].removeprefix("Thread")
+        blocks.sort(key=lambda block: block is not main)
     return "\n\n".join("\n".join(block) for block in blocks) + "\n"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import signal
@@ -27,7 +28,7 @@ from minitrain._os.stacks import (
 
 WAIT_S = 20.0
 PRELUDE = """
-import ctypes, os, signal, socket, threading, time
+import ctypes, os, signal, socket, sys, threading, time
 from minitrain._os.stacks import SIGNAL, answer_stack_requests
 
 answer_stack_requests()
@@ -36,11 +37,24 @@ def say(*words):
     os.write(1, (" ".join(map(str, words)) + "\\n").encode())
 
 """
-DEAF = """
-signal.pthread_sigmask(signal.SIG_BLOCK, [SIGNAL])
-say('there')
-os.read(0, 1)
+KEEPING_THE_LOCK = """
+c = ctypes.PyDLL(None)  # what it calls keeps the interpreter's lock
+sys.setswitchinterval(1000)
+
+def lock_twice():
+    mutex = ctypes.create_string_buffer(64)
+    c.pthread_mutex_lock(mutex)
+    c.write(1, b'there\\n', 6)
+    c.pthread_mutex_lock(mutex)
+
 """
+DEAF = (
+    KEEPING_THE_LOCK
+    + """
+signal.pthread_sigmask(signal.SIG_BLOCK, [SIGNAL])
+lock_twice()
+"""
+)
 
 
 class Program:
@@ -99,8 +113,9 @@ def wait_for_state(pid: int, wanted: str) -> None:
 
 
 def memories(pid: int) -> list[Path]:
-    """Return what a process holds to answer into."""
-    return [one for one in Path(f"/proc/{pid}/fd").iterdir() if "minitrain" in os.readlink(one)]
+    """Return what a process holds to answer into, the handler's memory and the thread's."""
+    by_link = {os.readlink(one): one for one in Path(f"/proc/{pid}/fd").iterdir()}
+    return [by_link[link] for link in sorted(by_link) if "minitrain" in link]
 
 
 def stack_of(pid: int, **settings) -> str:
@@ -122,23 +137,12 @@ def functions(text: str) -> list[str]:
 
 # ------------------------------------------------------------------ wherever it is
 def test_a_deadlock_in_native_code_that_holds_the_interpreters_lock_shows(start):
-    program = start(
-        """
-        def lock_twice():
-            mutex = ctypes.create_string_buffer(64)
-            lock = ctypes.PyDLL(None).pthread_mutex_lock  # a PyDLL keeps the interpreter's lock
-            lock(mutex)
-            say("locked")
-            lock(mutex)
-
-        lock_twice()
-        """
-    )
+    program = start(f"{KEEPING_THE_LOCK}\nlock_twice()")
     program.line()
     for _ in range(3):
         wait_for_state(program.pid, "S")
         text = stack_of(program.pid)
-        assert text.startswith(f"pid {program.pid}, sleeping, 1 thread\n")
+        assert text.startswith(f"pid {program.pid}, sleeping, 2 threads\n")
         assert functions(text) == ["lock_twice", "<module>"]
 
 
@@ -171,7 +175,8 @@ def test_every_thread_shows_the_main_one_first(start):
     program.line()
     wait_until(lambda: stack_of(program.pid).rstrip().endswith("in wait"))
     text = stack_of(program.pid)
-    assert "2 threads" in text.splitlines()[0]
+    assert "3 threads" in text.splitlines()[0]
+    assert text.count("(most recent call last)") == 2
     main, other = text.split("\n\n")[1:]
     assert main.startswith("Main thread 0x")
     assert "in wait_for_ever" not in main
@@ -201,6 +206,28 @@ def test_the_main_thread_is_asked_also_while_another_one_runs(start):
     program.line()
     for _ in range(20):
         assert functions(stack_of(program.pid)) == ["wait_for_ever", "<module>"]
+
+
+def test_threads_that_run_are_asked_hundreds_of_times_and_run_on(start):
+    # Reading a stack that changes crashes the process: once in some two hundred times.
+    program = start(
+        """
+        def nest(depth):
+            return sum(nest(depth - 1) for _ in range(depth)) if depth else 1
+
+        def spin():
+            while True:
+                nest(6)
+
+        for _ in range(2):
+            threading.Thread(target=spin, daemon=True).start()
+        say("there")
+        os.read(0, 1)
+        """
+    )
+    program.line()
+    for _ in range(300):
+        assert functions(stack_of(program.pid)) == ["<module>"]
 
 
 def test_the_answer_is_complete_and_only_of_the_last_question(start):
@@ -289,32 +316,49 @@ def test_a_stopped_process_says_so_and_stays_stopped(start):
     os.kill(program.pid, signal.SIGSTOP)
     wait_for_state(program.pid, "T")
     text = stack_of(program.pid)
-    assert text == f"pid {program.pid}, stopped, 1 thread\nA stopped process cannot answer."
+    assert text == f"pid {program.pid}, stopped, 2 threads\nA stopped process cannot answer."
     assert state(program.pid) == "T"
 
 
 def test_a_stopped_process_that_may_go_on_answers_from_where_it_stood(start):
-    program = start("def here():\n    say('there')\n    while True:\n        pass\nhere()\n")
+    program = start("""
+        def stop_itself():
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+        say("there")
+        stop_itself()
+        while True:
+            pass
+    """)
     program.line()
-    os.kill(program.pid, signal.SIGSTOP)
     wait_for_state(program.pid, "T")
     text = stack_of(program.pid, wake=True)
     assert ", stopped, " in text
-    assert functions(text) == ["here", "<module>"]
+    assert functions(text) == ["stop_itself", "<module>"]
     assert state(program.pid) == "R"
 
 
 def test_an_answer_owed_since_before_is_not_asked_for_twice(start):
     program = start(
-        DEAF + "signal.pthread_sigmask(signal.SIG_UNBLOCK, [SIGNAL])\nsay('hears')\nos.read(0, 1)"
+        KEEPING_THE_LOCK
+        + """
+signal.pthread_sigmask(signal.SIG_BLOCK, [SIGNAL])
+c.write(1, b'there\\n', 6)
+c.read(0, ctypes.create_string_buffer(1), 1)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [SIGNAL])
+say('hears')
+os.read(0, 1)
+"""
     )
     program.line()
     for _ in range(2):
-        assert "did not answer within 0.01 s" in stacks_of([program.pid], 0.01)[program.pid]
+        assert "did not answer within 0.6 s" in stacks_of([program.pid], 0.6)[program.pid]
     program.tell()
     assert program.line() == "hears"
-    (memory,) = memories(program.pid)
-    assert memory.read_text().count("Current thread") == 1
+    by_handler, by_thread = memories(program.pid)
+    assert by_handler.read_text().count("Current thread") == 1
+    wait_until(lambda: "answered" in by_thread.read_text())
+    assert by_thread.read_text().count("answered") == 1
     assert stack_of(program.pid).count("Main thread") == 1
 
 
@@ -344,7 +388,7 @@ def test_a_forked_child_answers_for_itself(start):
         assert texts[child].startswith(f"pid {child}, ")
 
 
-def test_children_of_children_hold_one_descriptor_each(start):
+def test_children_of_children_hold_descriptors_of_their_own_alone(start):
     program = start(
         """
         for _ in range(3):
@@ -356,7 +400,7 @@ def test_children_of_children_hold_one_descriptor_each(start):
         """
     )
     grandchild = int(program.line())
-    assert len(memories(grandchild)) == 1
+    assert len(memories(grandchild)) == 2
 
 
 # ------------------------------------------------------------------ no answer
@@ -389,7 +433,7 @@ def test_one_that_has_given_up_its_handler_survives_being_asked(start):
         """
     )
     program.line()
-    assert len(memories(program.pid)) == 1
+    assert len(memories(program.pid)) == 2
     assert "does not answer" in stack_of(program.pid)
     assert program.process.poll() is None
 
@@ -415,6 +459,28 @@ def test_one_that_ends_while_it_is_asked_says_so(start):
     assert texts == {program.pid: f"pid {program.pid} has ended."}
 
 
+def test_one_that_has_ended_before_it_could_be_asked_says_so(start):
+    program = start("say('there')\nos.read(0, 1)")
+    program.line()
+    with open(memories(program.pid)[0], "rb") as memory:  # as another asker has it
+        fcntl.flock(memory, fcntl.LOCK_EX)
+        texts = {}
+        asking = threading.Thread(target=lambda: texts.update(stacks_of([program.pid], WAIT_S)))
+        asking.start()
+        wait_until(lambda: open_files_named(f"minitrain-stacks-{program.pid}") == 3)
+        program.process.kill()
+    asking.join()
+    assert texts == {program.pid: f"pid {program.pid} has ended."}
+
+
+def open_files_named(name: str) -> int:
+    links = []
+    for one in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            links.append(os.readlink(one))
+    return sum(name in link for link in links)
+
+
 def status_field(pid: int, name: str) -> str:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(line.split(":")[1] for line in lines if line.startswith(f"{name}:"))
@@ -425,10 +491,10 @@ def test_one_that_cannot_answer_holds_up_nobody(start):
     program = start("say('there')\nos.read(0, 1)")
     deaf.line()
     program.line()
-    texts = stacks_of([deaf.pid, program.pid], 0.3)
+    texts = stacks_of([deaf.pid, program.pid], 0.6)
     assert functions(texts[program.pid]) == ["<module>"]
     assert texts[deaf.pid].splitlines()[1:] == [
-        f"It did not answer within 0.3 s; its main thread blocks signal {SIGNAL}."
+        f"It did not answer within 0.6 s; its main thread blocks signal {SIGNAL}."
     ]
 
 
@@ -526,6 +592,31 @@ Thread 0x00007f3035000000 (most recent call last):
 
 def test_a_dump_is_turned_round():
     assert readable(DUMP) == READABLE
+
+
+def test_the_thread_that_answers_is_left_out_and_one_that_begins_has_its_makers_number():
+    dump = """\
+Thread 0x00007f3036000000 (most recent call first):
+  <no Python frame>
+
+Current thread 0x00007f3037000000 (most recent call first):
+  File "/site/minitrain/_os/stacks.py", line 116 in _answer_requests
+
+Thread 0x00007f3036000000 [python] (most recent call first):
+  File "/lib/threading.py", line 327 in wait
+  File "/home/me/train.py", line 8 in train
+"""
+    assert (
+        readable(dump, "0x00007f3036000000")
+        == """\
+Main thread 0x00007f3036000000 [python] (most recent call last):
+  File "/home/me/train.py", line 8 in train
+  File "/lib/threading.py", line 327 in wait
+
+Thread 0x00007f3036000000 (most recent call last):
+  <no Python frame>
+"""
+    )
 
 
 def test_the_main_threads_innermost_frames_are_read_back():
