@@ -154,13 +154,15 @@ class Iterates(ToTorch, ToTensorFlow):
             raise ValueError("iter_torch_batches: dtypes has no effect beside collate_fn")
         where = self._device() if device == "auto" else device
         form = format_for("numpy") if collate_fn is not None else TorchFormat(dtypes)
+        moves = to_device(collate_fn, where, pin_memory=pin_memory)
         return self._iterable(
             Batching(
                 form,
                 batch_size,
                 drop_last,
                 prefetch_batches,
-                finish=to_device(collate_fn, where, pin_memory=pin_memory),
+                finish=moves.finish,
+                taken=moves.taken,
             ),
             local_shuffle_buffer_size,
             local_shuffle_seed,

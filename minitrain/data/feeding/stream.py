@@ -41,6 +41,7 @@ class Batching:
         window: Rows that are shuffled at a time; None: they stay in order.
         seed: Of that shuffle.
         finish: Makes of a batch what the user gets.
+        taken: Told of each of these by the thread that takes it.
         one_by_one: Takes a batch apart, if the user gets its rows one after the other.
     """
 
@@ -51,10 +52,13 @@ class Batching:
     window: int | None = None
     seed: int = 0
     finish: Callable[[Any], Any] | None = None
+    taken: Callable[[Any], object] | None = None
     one_by_one: Callable[[Any], Iterator[Any]] | None = None
 
     def handed_out(self, batch: Any, rows: int) -> Iterator[tuple[Any, int]]:
         """Yield what the user gets of a batch of so many rows, each with its number of rows."""
+        if self.taken is not None:
+            self.taken(batch)
         if self.one_by_one is None:
             yield batch, rows
         else:

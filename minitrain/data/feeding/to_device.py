@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
-__all__ = ["to_device"]
+__all__ = ["Moves", "to_device"]
 
 
-def to_device(
-    collate_fn: Callable[[Any], Any] | None, device: Any, *, pin_memory: bool
-) -> Callable[[Any], Any] | None:
-    """Return what makes of a batch the one that the user gets; None: nothing is to be done.
+class Moves(NamedTuple):
+    """What is done on a batch's way to a device; None: nothing.
+
+    Attributes:
+        finish: Makes of a batch the one that the user gets; in the thread that prefetches.
+        taken: Told of each of these by the thread that takes it.
+    """
+
+    finish: Callable[[Any], Any] | None = None
+    taken: Callable[[Any], object] | None = None
+
+
+def to_device(collate_fn: Callable[[Any], Any] | None, device: Any, *, pin_memory: bool) -> Moves:
+    """Return how batches get to a device.
 
     Args:
         collate_fn: The user's function, if there is one.
@@ -22,17 +32,18 @@ def to_device(
 
     where = torch.device(device)
     if where.type == "cpu" and not pin_memory:
-        return collate_fn
-    move = _on_own_stream(where, pin_memory=pin_memory) if where.type == "cuda" else None
+        return Moves(collate_fn)
+    on_gpu = where.type == "cuda"
+    move = (_on_own_stream if on_gpu else _at_once)(where, pin_memory=pin_memory)
 
     def finish(batch: Any) -> Any:
-        if collate_fn is not None:
-            batch = collate_fn(batch)
-        if move is not None:
-            return move(batch)
-        return _mapped(batch, lambda tensor: _moved(tensor, where, pin_memory=pin_memory))
+        return move(batch if collate_fn is None else collate_fn(batch))
 
-    return finish
+    return Moves(finish, _keep_while_used if on_gpu else None)
+
+
+def _at_once(device: Any, *, pin_memory: bool) -> Callable[[Any], Any]:
+    return lambda batch: _mapped(batch, lambda one: _moved(one, device, pin_memory=pin_memory))
 
 
 def _moved(tensor: Any, device: Any, *, pin_memory: bool) -> Any:
@@ -56,13 +67,24 @@ def _on_own_stream(device: Any, *, pin_memory: bool) -> Callable[[Any], Any]:
         with torch.cuda.stream(stream):
             moved = _mapped(batch, lambda tensor: _moved(tensor, device, pin_memory=pin_memory))
         stream.synchronize()
-        # The memory belongs to this stream's pool: it must not be used again by the next copy
-        # while the training still reads it on its own stream.
-        used_on = torch.cuda.default_stream(device)
-        _mapped(moved, lambda tensor: tensor.record_stream(used_on))
         return moved
 
     return move
+
+
+def _keep_while_used(batch: Any) -> None:
+    """Have a batch's memory kept for the stream that its taker computes on.
+
+    It belongs to the copies' stream: the next copy must not use it while the training reads it.
+    """
+    import torch
+
+    def keep(tensor: Any) -> Any:
+        if tensor.is_cuda:
+            tensor.record_stream(torch.cuda.current_stream(tensor.device))
+        return tensor
+
+    _mapped(batch, keep)
 
 
 def _mapped(batch: Any, change: Callable[[Any], Any]) -> Any:
