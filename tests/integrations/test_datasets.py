@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -243,6 +244,19 @@ def test_with_fewer_workers_after_a_failure_each_row_still_comes_once(
 def test_workers_that_reach_the_storage_through_the_driver(tmp_path, monkeypatch):
     monkeypatch.setenv("MINITRAIN_COLLECT", "1")
     fit(tmp_path, failures=1, victim=1, at_report=2, kills="worker")
+    check(tmp_path)
+
+
+@LONG
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_files_of_an_object_store(shuffled, storage_server, request, tmp_path):
+    name = re.sub(r"\W", "-", request.node.name)
+    rows = data.range(ROWS).repartition(7)
+    rows.write_parquet(storage_server.path(name), filesystem=storage_server.filesystem())
+    dataset = data.read_parquet(storage_server.uri(name), shuffle="files")
+    dataset = dataset.random_shuffle(seed=1) if shuffled else dataset
+    fit(tmp_path, failures=1, victim=1, at_report=2, kills="worker", datasets={"train": dataset})
+    assert len(attempts(tmp_path)) == 2
     check(tmp_path)
 
 
