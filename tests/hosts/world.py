@@ -295,6 +295,9 @@ class World:
         """Give a host its power back: it starts with the same name, address and key."""
         self._forget(host)
         self._build_host(host)
+        for place in self._places.values():
+            # Who has just looked for it in vain would still find no route to it for a second.
+            place.run(["ip", "neigh", "flush", "to", self.addresses[host]], check=True)
         self._wait_for_sshd(host)
 
     def hide(self, host: str, path: str | Path, size: str = "1g") -> None:
