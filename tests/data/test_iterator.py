@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import minitrain.data
 from minitrain.data.dataset import Dataset
 from minitrain.data.feeding.stream import _Ahead
 from minitrain.data.iterator import DataIterator, merged_positions
@@ -515,6 +516,37 @@ def test_formats(batch_format):
     kinds = {"pandas": "DataFrame", "pyarrow": "Table", None: "Table"}
     assert type(batch).__name__ == kinds.get(batch_format, "dict")
     assert list(map(int, pa.array(np.asarray(batch["id"])).to_pylist())) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("window", [None, 100])
+def test_large_tensors_are_not_copied_by_torch_s_threads_which_spin(window, monkeypatch):
+    torch = pytest.importorskip("torch")
+
+    def copy_with_threads(*args, **kwargs):
+        raise AssertionError("torch copies")
+
+    monkeypatch.setattr(torch, "cat", copy_with_threads)
+    monkeypatch.setattr(torch.Tensor, "index_select", copy_with_threads)
+    images = np.arange(3 * 5 * 40_000, dtype="u1").reshape(15, 40_000)
+    ds = minitrain.data.from_numpy({"x": images}, override_num_blocks=3)
+    batches = list(ds.iter_torch_batches(batch_size=4, local_shuffle_buffer_size=window))
+    assert [len(batch["x"]) for batch in batches] == [4, 4, 4, 3]
+    found = torch.concatenate([batch["x"] for batch in batches]).numpy()
+    if window is None:
+        np.testing.assert_array_equal(found, images)
+    else:
+        assert sorted(map(bytes, found)) == sorted(map(bytes, images))
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_numbers_that_numpy_has_not_are_joined_and_shuffled_all_the_same(window):
+    torch = pytest.importorskip("torch")
+    batches = numbers([3, 3, 3]).iter_torch_batches(
+        batch_size=2, dtypes=torch.bfloat16, local_shuffle_buffer_size=window
+    )
+    found = torch.concatenate([batch["id"] for batch in batches])
+    assert found.dtype == torch.bfloat16
+    assert sorted(found.tolist()) == list(range(9))
 
 
 @pytest.mark.parametrize("method", ["iter_batches", "iter_torch_batches"])

@@ -186,11 +186,10 @@ class TorchFormat(Format[dict[str, Any]]):
 
     def take(self, chunk: dict[str, Any], indices: np.ndarray) -> dict[str, Any]:
         """Return rows in another order."""
-        index = self._torch.from_numpy(indices)
         return {
             name: [column[i] for i in indices]
             if isinstance(column, list)
-            else column.index_select(0, index)
+            else self._taken(column, indices)
             for name, column in chunk.items()
         }
 
@@ -209,8 +208,31 @@ class TorchFormat(Format[dict[str, Any]]):
         if all(isinstance(column, self._torch.Tensor) for column in columns):
             shapes = {column.shape[1:] for column in columns}
             if len(shapes) == 1:
-                return self._torch.cat(columns)
+                return self._one(columns)
         return [row for column in columns for row in column]
+
+    def _one(self, columns: list[Any]) -> Any:
+        arrays = _arrays(columns)
+        if arrays is None or len({array.dtype for array in arrays}) > 1:
+            return self._torch.cat(columns)
+        return self._torch.from_numpy(np.concatenate(arrays))
+
+    def _taken(self, column: Any, indices: np.ndarray) -> Any:
+        arrays = _arrays([column])
+        if arrays is None:
+            return column.index_select(0, self._torch.from_numpy(indices))
+        return self._torch.from_numpy(arrays[0].take(indices, axis=0))
+
+
+def _arrays(tensors: list[Any]) -> list[np.ndarray] | None:
+    """Return tensors as arrays, which numpy copies in this thread; None: it has no such numbers.
+
+    Torch has several threads copy what is large, which then spin where the training computes.
+    """
+    try:
+        return [tensor.numpy() for tensor in tensors]
+    except TypeError:  # bfloat16 and what is smaller
+        return None
 
 
 def format_for(batch_format: str | None) -> Format[Any]:
