@@ -18,7 +18,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -45,6 +46,8 @@ ARROW_TARGET, RAY_TARGET, LOADER_TARGET, IMAGES_TARGET = 0.5, 15, 3, 1.0
 RAY_M = (0.17, 0.25)
 """Millions of rows per second: measured with Ray 2.60 on a machine of this kind."""
 NUM_IMAGES = 5_000
+IMAGE_EPOCHS = 5
+"""For each run: an epoch's time varies by a tenth."""
 RESTART_FILES, RESTART_ROWS = 1_000, 2_000
 RESTART_TARGET_S = 0.3
 BUDGET_MIB = 256
@@ -85,6 +88,26 @@ def peer(*command: str, python: str = sys.executable) -> Any:
             f"{' '.join(command)} failed:\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
         )
     return json.loads(done.stdout.splitlines()[-1])
+
+
+@contextmanager
+def asked_again(*command: str) -> Iterator[Callable[[], float]]:
+    """Start a peer that measures whenever it is asked."""
+    program = [sys.executable, here("_ingest_peers.py"), *command]
+    with subprocess.Popen(
+        program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        asking, answers = process.stdin, process.stdout
+
+        def ask() -> float:
+            asking.write("\n")
+            asking.flush()
+            return float(answers.readline())
+
+        yield ask
+        asking.close()
 
 
 def take_turns(runs: int, sides: Sides, what: str) -> dict[str, list[float]]:
@@ -199,20 +222,21 @@ def small(batch: dict[str, Any]) -> dict[str, Any]:
 
 
 def images(arguments: argparse.Namespace, folder: Path) -> list[Row]:
-    """Measure decoding, in a pool of 2 processes on either side."""
+    """Measure decoding, in a pool of 2 processes on either side, which take turns by epoch."""
     from minitrain import data
 
     path = write_images(folder / "images", int(NUM_IMAGES * arguments.scale))
     dataset = data.read_binary_files(str(path)).map_batches(small, concurrency=2)
+    batches = dataset.iterator().iter_torch_batches(batch_size=IMAGES_PER_BATCH)
 
     def ours() -> list[float]:
-        batches = dataset.iterator().iter_torch_batches(batch_size=IMAGES_PER_BATCH)
-        drained(batches)  # the processes are started meanwhile
         number, seconds = drained(batches)
         return [number / seconds]
 
-    sides: Sides = {"ours": ours, "DataLoader": lambda: [peer("images", str(path))]}
-    samples = take_turns(arguments.runs, sides, "images")
+    with asked_again("images", str(path)) as theirs:
+        drained(batches)  # the processes are started meanwhile
+        sides: Sides = {"ours": ours, "DataLoader": lambda: [theirs()]}
+        samples = take_turns(IMAGE_EPOCHS * arguments.runs, sides, "images")
     faster = ratios(samples["ours"], samples["DataLoader"])
     return [
         Row(
