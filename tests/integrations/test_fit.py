@@ -749,12 +749,18 @@ def test_the_end_of_a_process_is_told_in_words(end, words):
         assert "my last words" in str(error)
 
 
-def test_the_death_of_a_peer_is_the_cause_not_what_its_peers_say_of_it():
+def test_the_death_of_a_peer_is_the_cause_not_what_its_peers_say_of_it(tmp_path):
     def train():
+        import time
+
         import torch
 
+        torch.distributed.all_reduce(torch.ones(1))
         if minitrain.get_context().get_world_rank() == 1:
+            while not (tmp_path / "waiting").exists():
+                time.sleep(0.001)
             os.kill(os.getpid(), signal.SIGKILL)
+        (tmp_path / "waiting").touch()
         torch.distributed.all_reduce(torch.ones(1))
 
     with pytest.raises(WorkerGroupError) as caught:
