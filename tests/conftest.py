@@ -30,6 +30,17 @@ GONE_WITHIN_S = 3.0
 """How long after a test what it started may take to vanish: the promise made to users."""
 
 
+def pytest_collection_finish() -> None:
+    """Have the garbage collector leave alone what was imported: to look at it takes long."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Have modules find their objects again when they look for leaks at the end."""
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def private_temporary_folder() -> Iterator[Path]:
     """Give the session a temporary folder of its own, so that leaks in it are this session's."""

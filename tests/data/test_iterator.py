@@ -403,7 +403,7 @@ def test_an_iterator_that_is_dropped_ends_its_threads():
     assert not [one for one in threading.enumerate() if one.name.startswith("dataset-")]
 
 
-@pytest.mark.parametrize("prefetch", [0, 2])
+@pytest.mark.parametrize("prefetch", [pytest.param(0, marks=pytest.mark.campaign), 2])
 def test_a_process_ends_while_an_epoch_is_read(prefetch):
     script = f"""
         import minitrain.data

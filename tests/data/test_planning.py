@@ -248,6 +248,7 @@ def halve(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {"id": batch["id"][batch["id"] % 2 == 0]}
 
 
+@pytest.mark.campaign
 def test_a_pool_is_asked_anew_when_its_function_turns_out_to_change_the_number_of_rows():
     dataset = numbers([3, 4]).random_shuffle(seed=1).map_batches(halve, concurrency=1)
     assert sorted(row["id"] for row in dataset.resolved().iterator().iter_rows()) == [0, 2, 4, 6]

@@ -31,7 +31,7 @@ def numbers(batch):
     }
 
 
-@pytest.mark.parametrize("batch_size", [None, 40])
+@pytest.mark.parametrize("batch_size", [None, pytest.param(40, marks=pytest.mark.campaign)])
 def test_rows_come_in_order_from_other_processes(folder, batch_size):
     made = data.read_binary_files(str(folder)).map_batches(
         numbers, concurrency=2, batch_size=batch_size
@@ -43,6 +43,7 @@ def test_rows_come_in_order_from_other_processes(folder, batch_size):
     assert sizes == ({40, 30} if batch_size else {64, 22})
 
 
+@pytest.mark.campaign
 def test_only_the_files_of_a_share_are_read(folder):
     made = data.read_binary_files(str(folder)).map_batches(
         numbers, concurrency=1, udf_modifying_row_count=False
@@ -59,6 +60,7 @@ def test_an_error_of_the_function_names_the_rows(folder):
         made.take_all()
 
 
+@pytest.mark.campaign
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
     from PIL import Image
 
@@ -83,6 +85,7 @@ def test_a_process_that_dies_is_told_with_the_rows(folder):
         made.take_all()
 
 
+@pytest.mark.campaign
 def test_rows_in_memory_are_sent(folder):
     kept = data.read_binary_files(str(folder)).materialize()
     assert isinstance(kept.plan.listed[0], TableBlock)

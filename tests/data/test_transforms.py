@@ -426,7 +426,7 @@ def _fails(row):
     return {"y": _deep(row)}
 
 
-@pytest.mark.parametrize("concurrency", [None, 2])
+@pytest.mark.parametrize("concurrency", [None, pytest.param(2, marks=LONG)])
 def test_a_function_that_raises_shows_its_frames_the_rows_and_the_block(concurrency):
     with pytest.raises(TransformError) as caught:
         rows_of(made().map(_fails, concurrency=concurrency))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pickle
 from collections import defaultdict
 
+import pytest
+
 import minitrain
 from minitrain import RunConfig, ScalingConfig
 from minitrain._wire.channel import Channel
@@ -15,6 +17,7 @@ MOST_BYTES = 1000
 HEADER_BYTES = 8
 
 
+@pytest.mark.campaign
 def test_a_report_of_five_scalars_is_small(monkeypatch, tmp_path):
     """However large the configuration is, which stands in every row on disk."""
     sizes: dict[int, list[float]] = defaultdict(list)

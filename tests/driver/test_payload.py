@@ -171,6 +171,7 @@ def test_by_value_ends_with_its_block(module_of_a_test_runner, tmp_path):
     assert "known_here_only" in loads_elsewhere(data, tmp_path)
 
 
+@pytest.mark.campaign
 def test_a_file_that_pytest_imported_by_its_path_travels_by_value(tmp_path):
     test_file = tmp_path / "deep" / "test_user.py"
     test_file.parent.mkdir()

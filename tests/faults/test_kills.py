@@ -132,7 +132,13 @@ def test_whatever_is_killed_nothing_stays_and_nothing_reported_is_lost(
 
 
 @pytest.mark.parametrize(
-    "delay_s", [0.0, pytest.param(0.3, marks=LONG), 0.6, pytest.param(0.9, marks=LONG)]
+    "delay_s",
+    [
+        0.0,
+        pytest.param(0.3, marks=LONG),
+        pytest.param(0.6, marks=LONG),
+        pytest.param(0.9, marks=LONG),
+    ],
 )
 def test_a_driver_killed_while_its_agent_starts_takes_it_along(
     delay_s, start_script, all_gone, tmp_path

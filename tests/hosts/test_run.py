@@ -42,7 +42,9 @@ def hush(driver):
         (["h1:2", "h2:2"], 2, "PACK", ["h1", "h1"]),
         (["h1:2", "h2:2"], 2, "SPREAD", ["h1", "h2"]),
         (["h2", "h1:2"], 3, "PACK", ["h2", "h2", "h1"]),
-        (["h1", "localhost"], 2, "STRICT_SPREAD", ["h1", DRIVER]),
+        pytest.param(
+            ["h1", "localhost"], 2, "STRICT_SPREAD", ["h1", DRIVER], marks=pytest.mark.campaign
+        ),
         (["localhost", "h1"], 2, "PACK", [DRIVER, "h1"]),
     ],
 )

@@ -95,6 +95,7 @@ def test_a_host_without_room_for_temporary_files_is_named(driver, tmp_path):
 
 
 # ------------------------------------------------------------------ storage
+@pytest.mark.campaign
 def test_a_directory_that_is_not_everyones_is_refused(driver, tmp_path):
     (tmp_path / "runs").mkdir()
     driver.world.hide("h2", tmp_path / "runs")

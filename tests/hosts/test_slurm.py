@@ -25,6 +25,7 @@ def test_a_step_runs_on_every_node(cluster):
     assert sorted(srun(cluster, "-N3", "hostname").stdout.split()) == ["h1", "h2", "h3"]
 
 
+@pytest.mark.campaign
 def test_a_batch_script_is_told_from_a_step_by_its_variables(cluster, tmp_path):
     """SLURM_PROCID is in both; what has no step's id starts steps itself."""
     script = """

@@ -194,7 +194,8 @@ def test_a_run_is_restored_with_another_number_of_workers(num_workers, tmp_path)
     check(tmp_path, dropped=2)
 
 
-@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=LONG)])
+@LONG
+@pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_driver_that_was_killed_is_restored(num_workers, start_script, tmp_path, all_gone):
     harm = {"victim": 0, "at_report": 3, "kills": "driver"}
     script = start_script(SCRIPT, json.dumps({"num_workers": num_workers, **harm}))

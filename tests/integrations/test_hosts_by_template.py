@@ -50,6 +50,7 @@ def fit(train, tmp_path, hosts, *, num_workers=2, config=None, failures=None, **
     ).fit()
 
 
+@pytest.mark.campaign
 def test_rows_logs_and_variables_of_other_hosts(tmp_path, monkeypatch):
     monkeypatch.setenv("WANTED", "yes")
     monkeypatch.setenv("NOT_WANTED", "yes")

@@ -121,6 +121,7 @@ def save(step: int, mode=SYNC, **metrics) -> None:
 
 
 # ------------------------------------------------------------------ a run from beginning to end
+@pytest.mark.campaign
 def test_everything_of_a_run_is_on_its_storage_and_nothing_stays_here(
     storage_server, tmp_path, cache
 ):

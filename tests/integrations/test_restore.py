@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import tempfile
 import threading
@@ -57,23 +58,33 @@ def train(config):
     return first
 
 
-@pytest.fixture
-def failed(tmp_path):
+@pytest.fixture(scope="module")
+def failed_once(tmp_path_factory):
     """A run that died before its step 3."""
+    folder = tmp_path_factory.mktemp("failed")
     trainer = DataParallelTrainer(
         train,
-        train_loop_config={"die_at": 3, "mark": str(tmp_path / "mark"), "tag": "first"},
+        train_loop_config={"die_at": 3, "mark": str(folder / "mark"), "tag": "first"},
         scaling_config=ScalingConfig(num_workers=2),
         run_config=RunConfig(
             name="run",
-            storage_path=tmp_path / "results",
+            storage_path=folder / "results",
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
         metadata={"by": "me"},
     )
     with pytest.raises(WorkerGroupError):
         trainer.fit()
-    return tmp_path / "results" / "run"
+    return folder / "results"
+
+
+@pytest.fixture
+def failed(failed_once, tmp_path):
+    """The run at the place that its files tell of, as it was when it had died."""
+    shutil.copytree(failed_once, tmp_path / "before", symlinks=True)
+    yield failed_once / "run"
+    shutil.rmtree(failed_once)
+    (tmp_path / "before").rename(failed_once)
 
 
 def newest_of(path: Path) -> Path:

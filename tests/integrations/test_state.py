@@ -128,6 +128,7 @@ def load_loop(config):
 
 
 # ------------------------------------------------------------------ there and back
+@pytest.mark.campaign
 def test_a_state_goes_from_4_workers_to_2_to_3_to_1_whatever_wraps_it():
     saved = run(save_loop, 4, strategy="fsdp")
     before, checkpoint = saved.return_value, saved.checkpoint

@@ -502,8 +502,20 @@ def test_workers_see_all_gpus_of_the_run_and_get_their_own(
     ("num_workers", "scaling", "variable", "message"),
     [
         (5, {}, None, "asks for 5 GPUs (5 workers with 1 each), but this machine has 4"),
-        (2, {}, "1", "asks for 2 GPUs (2 workers with 1 each), but this machine has 1"),
-        (1, {"accelerator_type": "H100"}, None, "this machine has NVIDIA A100-SXM4-80GB"),
+        pytest.param(
+            2,
+            {},
+            "1",
+            "asks for 2 GPUs (2 workers with 1 each), but this machine has 1",
+            marks=pytest.mark.campaign,
+        ),
+        pytest.param(
+            1,
+            {"accelerator_type": "H100"},
+            None,
+            "this machine has NVIDIA A100-SXM4-80GB",
+            marks=pytest.mark.campaign,
+        ),
     ],
 )
 def test_gpus_that_are_not_there_are_refused(

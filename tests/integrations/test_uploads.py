@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -193,7 +195,8 @@ def test_a_checkpoint_that_cannot_be_written_is_an_error_on_every_rank_and_names
             minitrain.report(
                 {"n": 0}, Checkpoint.from_directory(folder), checkpoint_upload_mode=mode
             )
-            for number in range(1, 100_000):
+            for number in itertools.count(1):
+                time.sleep(0.001)  # as steps take; what is told comes behind what was reported
                 minitrain.report({"n": number})
         except CheckpointError as error:
             (tmp_path / f"error_{rank}").write_text(str(error))

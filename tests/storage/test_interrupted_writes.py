@@ -162,7 +162,7 @@ def directories(root: Path) -> list[str]:
     [(mortal_local, local), (mortal_remote, remote), (mortal_filesystem, remote)],
     ids=["local disk", "remote disk", "remote filesystem"],
 )
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [NAMES[0], pytest.param(NAMES[1], marks=pytest.mark.campaign)])
 def test_after_any_call_there_are_only_whole_checkpoints_and_ones_to_sweep(
     tmp_path, make, fresh, name
 ):
