@@ -75,7 +75,7 @@ def status(folder: Path) -> str:
     return json.loads((folder / "run" / "run.json").read_text())["status"]
 
 
-@pytest.mark.parametrize("num_workers", [pytest.param(0, marks=pytest.mark.campaign), 2])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.campaign)])
 def test_workers_save_a_last_checkpoint_and_the_next_start_goes_on_from_it(
     num_workers, start_script, tmp_path
 ):

@@ -45,7 +45,7 @@ def hush(driver):
         pytest.param(
             ["h1", "localhost"], 2, "STRICT_SPREAD", ["h1", DRIVER], marks=pytest.mark.campaign
         ),
-        (["localhost", "h1"], 2, "PACK", [DRIVER, "h1"]),
+        pytest.param(["localhost", "h1"], 2, "PACK", [DRIVER, "h1"], marks=pytest.mark.campaign),
     ],
 )
 def test_ranks_are_contiguous_and_the_first_host_has_rank_0(

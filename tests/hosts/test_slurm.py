@@ -148,6 +148,7 @@ def heard(job: Job, name: str) -> set[str]:
     return set(re.findall(f"^(.*) {name}$", job.output, re.MULTILINE))
 
 
+@pytest.mark.campaign
 def test_scancel_asks_every_process_of_a_job_to_end_and_then_kills_it(everybody, tmp_path):
     job = everybody()
     job.cancel()

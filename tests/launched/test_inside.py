@@ -64,6 +64,7 @@ def record(folder, name="run"):
     return json.loads((folder / name / "run.json").read_text())
 
 
+@pytest.mark.campaign
 def test_under_torchrun_everything_works_as_it_does_anywhere(torchrun, tmp_path):
     script = torchrun(
         TRAIN
