@@ -272,7 +272,7 @@ OUTLINES = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=200)
 @given(OUTLINES)
 def test_each_pass_fits_somebody_and_nobody_reads_what_is_not_known(steps):
     if all(step.ready for step in steps):

@@ -28,7 +28,8 @@ from minitrain.data.preprocessors import (
 )
 from tests.data.tables import in_parts
 
-NAMES = ("breast_cancer", "diabetes", "digits", "iris", "wine")
+WIDE = [pytest.param(name, marks=pytest.mark.campaign) for name in ("breast_cancer", "digits")]
+NAMES = (*WIDE, "diabetes", "iris", "wine")
 
 
 def load(name, *, missing=False):

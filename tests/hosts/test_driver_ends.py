@@ -15,7 +15,8 @@ LONG = pytest.mark.campaign
 HOSTS = ["h1", "h2"]
 
 
-@pytest.mark.parametrize("hosts", [HOSTS, pytest.param(["localhost", "h2"], marks=LONG)])
+@LONG
+@pytest.mark.parametrize("hosts", [HOSTS, ["localhost", "h2"]])
 def test_a_driver_that_is_killed_leaves_nothing_on_any_host(make_driver, world, tmp_path, hosts):
     driver = make_driver()
     driver.begin_fit("steps", tmp_path, hosts, 3)

@@ -16,6 +16,8 @@ from tests.hosts import conftest
 from tests.hosts.namespaces import DRIVER, state
 from tests.hosts.world import World, why_not
 
+pytestmark = pytest.mark.campaign  # of the hosts that other tests use
+
 ECHO = """
 import socket, sys
 server = socket.create_server(("", 7000))

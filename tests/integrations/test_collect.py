@@ -96,6 +96,7 @@ def files_of(checkpoint) -> dict[str, bytes]:
         }
 
 
+@pytest.mark.campaign
 def test_a_run_saves_is_killed_goes_on_and_has_everything_at_home(storage):
     def train():
         never_open_the_run_s_checkpoints()

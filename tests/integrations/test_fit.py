@@ -839,6 +839,7 @@ def test_the_ranks_on_the_console_can_be_chosen(capfd, ranks, shown):
     assert {rank for rank in range(3) if f"[rank {rank}] this is {rank}" in console} == shown
 
 
+@pytest.mark.campaign
 def test_a_flood_of_output_and_reports_arrives_whole(capfd):
     def train():
         for number in range(3000):

@@ -57,6 +57,7 @@ def test_the_process_group_works(init_method, num_workers):
     assert result.return_value == (num_workers * (num_workers + 1) / 2, num_workers, "gloo")
 
 
+@pytest.mark.campaign
 def test_a_collective_times_out_as_configured():
     def train():
         if minitrain.get_context().get_world_rank() == 0:

@@ -209,6 +209,7 @@ def test_a_checkpoint_that_cannot_be_written_is_an_error_on_every_rank_and_names
         assert "dangling" in (tmp_path / f"error_{rank}").read_text()
 
 
+@pytest.mark.campaign
 def test_after_a_checkpoint_that_could_not_be_written_ranks_may_go_on(tmp_path):
     """The report does not count, on any rank: their numbers agree."""
 
@@ -290,6 +291,7 @@ def test_a_function_of_the_user_may_write_the_files(tmp_path):
         assert content(run(train, 1, config={"mode": mode}).checkpoint) == {"state": "SMALL"}
 
 
+@pytest.mark.campaign
 def test_a_function_that_writes_elsewhere_or_returns_nothing_is_refused():
     def train(config):
         minitrain.report(

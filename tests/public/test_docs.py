@@ -34,7 +34,10 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
 
 
-SLOW_PAGES = {"checkpoints.md", "fault-tolerance.md", "hosts.md", "reports.md", "storage.md"}
+SLOW_PAGES = {
+    "backends.md", "checkpoints.md", "data.md", "errors.md", "fault-tolerance.md", "hosts.md",
+    "reports.md", "storage.md",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
