@@ -26,12 +26,12 @@ import os
 import platform
 import re
 import signal
-import threading
 import time
 from collections.abc import Generator, Iterable
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import get_ident
 from typing import NamedTuple
 
 __all__ = [
@@ -85,7 +85,9 @@ def answer_stack_requests() -> None:
             # Whoever asks truncates; nobody must go on where it stood before.
             fcntl.fcntl(memory_fd, fcntl.F_SETFL, os.O_APPEND)
         faulthandler.register(SIGNAL, file=handler_fd, all_threads=True, chain=False)
-        _start_answering(requests_fd, thread_fd)
+        with suppress(RuntimeError):  # no more threads for this user: the handler is left
+            # Not one of threading's, which programs count and join.
+            _thread.start_new_thread(_answer_requests, (requests_fd, thread_fd, get_ident()))
         for descriptor in inherited:
             os.close(descriptor)
 
@@ -103,19 +105,9 @@ def _requests() -> int:
             os.close(end)
 
 
-def _start_answering(requests_fd: int, memory_fd: int) -> None:
-    """Start the thread; it takes no signal that is meant for the main thread, which this is."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    try:
-        # Not one of threading's, which programs count and join.
-        _thread.start_new_thread(_answer_requests, (requests_fd, memory_fd, threading.get_ident()))
-    except RuntimeError:
-        pass  # no more threads for this user: the handler is left
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _answer_requests(requests_fd: int, memory_fd: int, main_thread: int) -> None:
+    # Or it would be given those that the main thread blocks for a while.
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     with suppress(OSError):  # somebody has closed them all
         while words := os.read(requests_fd, 100 * _WORD_BYTES):
             # Nothing here gives the lock away, for which threads that run would have to be
@@ -401,9 +393,8 @@ def readable(dump: str, main_thread: str | None = None) -> str:
             blocks.append([f"Thread {thread[2]} (most recent call last):"])
             is_current = thread[1] == "Current thread"
             if is_current if main_thread is None else thread[2].startswith(main_thread):
-                main = blocks[
-                    -1
-                ]  # before it are threads that begin, still with their maker's number
+                # The last one of that number: threads that begin have their maker's for a while.
+                main = blocks[-1]
             began = False
         elif line.strip() and blocks and not began:
             blocks[-1].insert(1, line)

@@ -309,6 +309,26 @@ def test_a_blocking_call_goes_on_as_if_nothing_had_happened(start, call):
     assert program.line() == "done"
 
 
+def test_signals_that_the_main_thread_blocks_wait_for_it(start):
+    program = start(
+        """
+        signal.signal(signal.SIGTERM, lambda *_: say("taken"))
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        say("there")
+        os.read(0, 1)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+        os.read(0, 1)
+        """
+    )
+    program.line()
+    assert innermost_frames(stack_of(program.pid))  # so that the thread is there
+    os.kill(program.pid, signal.SIGTERM)
+    assert innermost_frames(stack_of(program.pid))  # any thread could have taken it by now
+    assert int(status_field(program.pid, "ShdPnd"), 16) & 1 << (signal.SIGTERM - 1)
+    program.tell()
+    assert program.line() == "taken"
+
+
 # ------------------------------------------------------------------ stopped
 def test_a_stopped_process_says_so_and_stays_stopped(start):
     program = start("say('there')\nwhile True:\n    signal.pause()\n")
