@@ -139,7 +139,7 @@ class _Check:
             if self._answer is not None:
                 self._read_answer(self._contact, self._answer)
             elif self._contact.advance():
-                self._answer = self._contact.leftover
+                self._take(self._contact.leftover)
         except HostError as error:
             self._fail(error)
 
@@ -150,10 +150,14 @@ class _Check:
             return
         if not data:
             raise contact.error()
-        self._answer = before + data
-        if self._answer.endswith(b"\n"):
+        self._take(before + data)
+
+    def _take(self, answer: bytes) -> None:
+        """Take what has come so far, which may be all, though the host has just greeted."""
+        self._answer = answer
+        if answer.endswith(b"\n"):
             self.is_over = True
-            self._judge(json.loads(self._answer.removeprefix(MARKER.encode())))
+            self._judge(json.loads(answer.removeprefix(MARKER.encode())))
 
     def _judge(self, said: dict[str, str | None]) -> None:
         if self._probe is None:

@@ -106,6 +106,18 @@ def test_a_folder_that_cannot_be_written_to_here_is_no_hosts_fault():
         check_hosts(Plan(hosts=(Host("a"),), transport=HERE), 20, "/proc/self")
 
 
+def test_an_answer_that_comes_with_the_greeting_at_the_end_is_one(world, tmp_path):
+    said = tmp_path / "said"
+    python = fake_python(
+        tmp_path,
+        before=f"exec 3>&1 1>{said}",
+        after=f"echo '<minitrain>{{}}'; cat {said} >&3",
+    )
+    (one,) = check_hosts(Plan(hosts=(Host("h1"),), transport=into(world), python=str(python)), 20)
+    assert one.error is None
+    assert one.facts.hostname == "fake"
+
+
 def test_nothing_of_the_environment_is_on_a_command_line(world, monkeypatch, tmp_path):
     monkeypatch.setenv("NCCL_DEBUG", "a-value-to-look-for")
     seen = tmp_path / "seen"
