@@ -28,6 +28,14 @@ pytest_plugins = ["tests.servers"]
 
 GONE_WITHIN_S = 3.0
 """How long after a test what it started may take to vanish: the promise made to users."""
+CAMPAIGN_TIMEOUT_S = 180
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the long tests a deadline that they do not come near on a busy machine either."""
+    for item in items:
+        if item.get_closest_marker("campaign") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(CAMPAIGN_TIMEOUT_S))
 
 
 def pytest_collection_finish() -> None:
