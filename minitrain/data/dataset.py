@@ -200,7 +200,7 @@ class Dataset(Transforms, Iterates, Consumes, Splits, Writes):
     def written(self) -> SharedTable:
         """Read everything into memory that all processes of this host can map."""
         with closing(self._tables()) as made:
-            return written(made)
+            return written(made, self.plan.describe())
 
     def iterator(self) -> DataIterator:
         """Return an iterator over the whole dataset that knows where it is."""

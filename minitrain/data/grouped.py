@@ -177,7 +177,7 @@ class _Aggregated(Whole):
         return iter(blocks_of(HostTable(self._made(), self._made), self.text))
 
     def _made(self) -> SharedTable:
-        return written(self.function(tables(self.child)))
+        return written(self.function(tables(self.child)), self.text)
 
 
 # ---------------------------------------------------------------------- functions

@@ -403,7 +403,8 @@ class DataIterator(Iterates):
         from minitrain.data.dataset import in_memory
 
         tables = self.iter_batches(batch_size=None, batch_format="pyarrow")
-        return in_memory(HostTable(written(tables), None), "materialized share")
+        what = "materialized share"
+        return in_memory(HostTable(written(tables, what), None), what)
 
     def stats(self) -> str:
         """Return where the time of the epochs went so far."""

@@ -43,7 +43,7 @@ class Making:
     def __call__(self):
         with self.log.open("a") as file:
             file.write(f"{os.getpid()}\n")
-        return written([TABLE])
+        return written([TABLE], "a table")
 
     @property
     def times(self) -> int:

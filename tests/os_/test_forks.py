@@ -27,7 +27,7 @@ class Owner:
 
 
 def shared():
-    return written([pa.table({"x": [1]})])
+    return written([pa.table({"x": [1]})], "a table")
 
 
 @pytest.mark.parametrize(

@@ -455,14 +455,19 @@ def tables(node: Node, epoch: int = 0) -> Iterator[pa.Table]:
         yield from reader
 
 
-def written(parts: Iterable[pa.Table], schema: pa.Schema | None = None) -> SharedTable:
-    """Write tables to shared memory, or to a spill file if they are large."""
+def written(parts: Iterable[pa.Table], what: str) -> SharedTable:
+    """Write tables to shared memory, or to a spill file if they are large.
+
+    Args:
+        parts: The rows.
+        what: What they are, for messages.
+    """
     context = DataContext.get_current()
     return SharedTable.write(
         parts,
-        schema=schema,
         budget_bytes=context.shared_memory_bytes,
         spill_folder=context.spill_folder,
+        what=what,
     )
 
 
@@ -478,5 +483,5 @@ def host_table(node: Node) -> HostTable:
 
 def _made(node: Node) -> SharedTable:
     if isinstance(node, Whole):
-        return written(node.function(host_table(node.child).table()))
-    return written(tables(node))
+        return written(node.function(host_table(node.child).table()), node.describe())
+    return written(tables(node), node.describe())

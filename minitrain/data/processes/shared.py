@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import tempfile
@@ -19,6 +20,7 @@ import weakref
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ import pyarrow as pa
 
 from minitrain._os.forks import unlock_in_forks
 from minitrain._os.processes import began_at
+from minitrain.data.values import common_schema, converted
 from minitrain.exceptions import DataError, SchemaMismatchError
 
 __all__ = ["NamelessFile", "SharedTable", "map_table", "once_per_host", "write_tables"]
@@ -119,46 +122,62 @@ class NamelessFile:
             ) from error
 
 
-def write_tables(tables: Iterable[pa.Table], schema: pa.Schema | None, file: NamelessFile) -> int:
+def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, file: NamelessFile) -> int:
     """Write tables as one stream of Arrow's, and return how many rows they have.
 
     A stream and not a file of Arrow's: its dictionaries may differ from table to table.
 
     Args:
         tables: One at a time is asked for.
-        schema: What they have in common; None: what the first one has.
+        schema: The columns of all of them.
         file: Where to.
-
-    Raises:
-        SchemaMismatchError: One has other columns than those before it.
     """
+    writer = pa.ipc.new_stream(pa.PythonFile(file, mode="w"), schema)
     rows = 0
-    writer: pa.RecordBatchStreamWriter | None = None
-
-    def start(schema: pa.Schema) -> pa.RecordBatchStreamWriter:
-        return pa.ipc.new_stream(pa.PythonFile(file, mode="w"), schema)
-
-    if schema is not None:
-        writer = start(schema)
     for table in tables:
-        if schema is None or writer is None:
-            schema = table.schema
-            writer = start(schema)
-        elif not table.schema.equals(schema):
-            raise SchemaMismatchError(_difference(schema, table.schema, rows))
         writer.write_table(table)
         rows += table.num_rows
-    (writer or start(pa.schema([]))).close()
+    writer.close()
     return rows
 
 
-def _difference(expected: pa.Schema, found: pa.Schema, row: int) -> str:
-    ours = {f"{field.name}: {field.type}" for field in expected}
-    theirs = {f"{field.name}: {field.type}" for field in found}
-    return (
-        f"rows from {row:,} on have other columns than those before: {sorted(theirs - ours)} "
-        f"instead of {sorted(ours - theirs)}"
+def _write_streams(tables: Iterable[pa.Table], file: NamelessFile) -> tuple[int, list[int]]:
+    """Write tables, a stream for those in a row that have the same columns.
+
+    Returns:
+        How many rows they have, and where each stream begins.
+    """
+    rows = 0
+    starts = []
+    for schema, alike in itertools.groupby(tables, attrgetter("schema")):
+        starts.append(file.size_bytes)
+        rows += write_tables(alike, schema, file)
+    if not starts:
+        write_tables([], pa.schema([]), file)
+    return rows, starts
+
+
+def _write_joined(streams: NamelessFile, starts: list[int], file: NamelessFile, what: str) -> None:
+    """Write what is in several streams as one, with columns that suit all of them.
+
+    Only now are all types known. The streams are mapped: one piece at a time is in memory that
+    cannot be taken back.
+
+    Raises:
+        SchemaMismatchError: A value does not fit in the type that its column gets.
+    """
+    content = _mapped(streams.descriptor)
+    tables = [pa.ipc.open_stream(content.slice(start)).read_all() for start in starts]
+    schema = common_schema(tables)
+    pieces = (
+        converted(pa.Table.from_batches([batch]), schema)
+        for table in tables
+        for batch in table.to_batches()
     )
+    try:
+        write_tables(pieces, schema, file)
+    except SchemaMismatchError as error:
+        raise SchemaMismatchError(f"{what}: {error}") from error.__cause__
 
 
 def map_table(descriptor: int) -> pa.Table:
@@ -167,10 +186,13 @@ def map_table(descriptor: int) -> pa.Table:
     The table needs the descriptor no longer: the memory is there for as long as anything refers
     to it.
     """
+    return pa.ipc.open_stream(_mapped(descriptor)).read_all()
+
+
+def _mapped(descriptor: int) -> pa.Buffer:
     # Arrow's own map, unlike Python's, can give back its copy of the descriptor before the memory.
     with pa.memory_map(f"/proc/self/fd/{descriptor}") as file:
-        content = file.read_buffer()
-    return pa.ipc.open_stream(content).read_all()
+        return file.read_buffer()
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,26 +290,34 @@ class SharedTable:
         cls,
         tables: Iterable[pa.Table],
         *,
-        schema: pa.Schema | None = None,
         budget_bytes: int,
         spill_folder: str | os.PathLike[str] | None,
+        what: str = "a dataset",
     ) -> SharedTable:
         """Write tables, one at a time.
 
+        Where their types differ, all rows are written once more, when all types are known.
+
         Args:
             tables: The rows.
-            schema: Their columns; None: those of the first table.
             budget_bytes: How much may be in memory; more than that goes to a file as a whole.
             spill_folder: Where the file is, though one does not see it; None: the temporary
                 folder.
+            what: What the rows are, for messages.
 
         Raises:
             DataError: There is no room for them.
-            SchemaMismatchError: They do not all have the same columns.
+            SchemaMismatchError: A value does not fit in the type that its column gets.
         """
         file = NamelessFile(budget_bytes, spill_folder)
         try:
-            rows = write_tables(tables, schema, file)
+            rows, starts = _write_streams(tables, file)
+            if len(starts) > 1:
+                streams, file = file, NamelessFile(budget_bytes, spill_folder)
+                try:
+                    _write_joined(streams, starts, file, what)
+                finally:
+                    os.close(streams.descriptor)
             place = _Place.of(file.descriptor)
         except BaseException:
             os.close(file.descriptor)

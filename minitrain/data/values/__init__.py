@@ -22,7 +22,12 @@ from minitrain.data.values.from_arrow import (
     pandas_from_table,
     rows_from_table,
 )
-from minitrain.data.values.joining import concat_tables
+from minitrain.data.values.joining import (
+    common_schema,
+    concat_tables,
+    converted,
+    converted_column,
+)
 from minitrain.data.values.tensors import torch_from_numpy, torch_from_table
 from minitrain.data.values.to_arrow import array_from_list, array_from_numpy
 from minitrain.data.values.types import ObjectType, RaggedTensorType
@@ -34,8 +39,11 @@ __all__ = [
     "array_from_numpy",
     "batch_from_table",
     "check_format",
+    "common_schema",
     "concat_numpy",
     "concat_tables",
+    "converted",
+    "converted_column",
     "numpy_from_column",
     "numpy_from_table",
     "pandas_from_table",

@@ -1,57 +1,124 @@
 """Tables of rows that belong together, though a column may have another type in each of them.
 
 What a user's function returns gets its types batch by batch: a column is null in one and has
-numbers in another, its tensors have one shape in one and several in another.
+numbers in another, its tensors have one shape in one and several in another. Where blocks end is
+not for the user to see, so whatever brings several tables together joins them by the rules here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
 
 from minitrain.data.values.from_arrow import numpy_from_column, python_list
-from minitrain.data.values.types import RaggedTensorType, pickled_array, ragged_tensor_array
+from minitrain.data.values.types import (
+    ObjectType,
+    RaggedTensorType,
+    pickled_array,
+    ragged_tensor_array,
+)
 from minitrain.exceptions import SchemaMismatchError
 
-__all__ = ["concat_tables"]
+__all__ = ["common_schema", "concat_tables", "converted", "converted_column"]
 
 
 def concat_tables(tables: Sequence[pa.Table]) -> pa.Table:
     """Return the rows of several tables in one; what has one type in all of them is not copied.
 
-    A column that some of them lack is null there. Types are promoted as Arrow does: null to any,
-    integers to floats. Tensors of several shapes become ragged, dictionaries and other columns
-    their values, and values that do not fit together are pickled, as they are in one batch.
-
     Raises:
         SchemaMismatchError: A value does not fit in the type that its column gets.
     """
     schema = tables[0].schema
-    if all(table.schema.equals(schema) for table in tables):
-        return pa.concat_tables(tables)
-    for name in dict.fromkeys(name for table in tables for name in table.column_names):
-        tables = _with_one_type(tables, name)
+    if not all(table.schema.equals(schema) for table in tables):
+        schema = common_schema(tables)
+        tables = [converted(table, schema) for table in tables]
+    return pa.concat_tables(tables)
+
+
+def common_schema(tables: Sequence[pa.Table]) -> pa.Schema:
+    """Return the columns of several tables together, each with a type that takes all its values.
+
+    Types are promoted as Arrow does: null to any, integers to floats; so are booleans beside
+    floats, which they are in a batch with nulls. Integers are unsigned ones of 64 bits if some of
+    them are, and none is negative. Tensors of several shapes become ragged, dictionaries and other
+    columns their values, and values that do not fit together are pickled, as they are in one batch.
+    """
+    columns: dict[str, list[pa.ChunkedArray]] = {}
+    fields: dict[str, pa.Field] = {}
+    for table in tables:
+        for field in table.schema:
+            fields.setdefault(field.name, field)
+            columns.setdefault(field.name, []).append(table.column(field.name))
+    return pa.schema(
+        [
+            fields[name].with_type(_type_of_all(parts)).with_nullable(nullable=True)
+            for name, parts in columns.items()
+        ],
+        metadata=tables[0].schema.metadata,
+    )
+
+
+def converted(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return a table with the columns of a common schema; one that it lacks is null.
+
+    Raises:
+        SchemaMismatchError: A value does not fit in the type that its column gets.
+    """
+    columns = [_column_of(table, field) for field in schema]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _column_of(table: pa.Table, field: pa.Field) -> pa.Array | pa.ChunkedArray:
+    if field.name not in table.column_names:
+        return pa.nulls(table.num_rows, field.type)
+    column = table.column(field.name)
     try:
-        return pa.concat_tables(tables, promote_options="permissive")
-    except pa.ArrowInvalid as error:
+        return converted_column(column, field.type)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise SchemaMismatchError(
-            f"the columns of two batches do not fit together: {error}"
+            f"the types of column {field.name!r} do not fit together: it is {column.type} in some "
+            f"rows, and this cannot become {field.type}, which suits the others: {error}. Have the "
+            "function return one type, with astype() or cast(); batch_format='pyarrow' leaves "
+            "integers with nulls what they are"
         ) from error
 
 
-def _with_one_type(tables: Sequence[pa.Table], name: str) -> Sequence[pa.Table]:
-    types = {table.schema.field(name).type for table in tables if name in table.column_names}
-    types -= {pa.null()}
-    if len(types) < 2 or _common_type(types) is not None:  # noqa: PLR2004 - Arrow promotes them
-        return tables
-    convert = _conversion(types)
-    return [_converted(table, name, convert) for table in tables]
+def converted_column(column: pa.ChunkedArray, type_: pa.DataType) -> pa.Array | pa.ChunkedArray:
+    """Return a column with the type that it gets beside others.
+
+    Raises:
+        pyarrow.ArrowInvalid: A value does not fit in it.
+        pyarrow.ArrowNotImplementedError: No value does.
+    """
+    if column.type == type_:
+        return column
+    if pa.types.is_null(column.type):
+        return pa.nulls(len(column), type_)
+    if isinstance(type_, ObjectType):
+        return _pickled(column)
+    if isinstance(type_, RaggedTensorType) and _is_of_tensors(column.type):
+        return _ragged(column, type_.value_type)
+    return _castable(column, type_).cast(type_)
 
 
-def _common_type(types: Iterable[pa.DataType]) -> pa.DataType | None:
+# ---------------------------------------------------------------------- types
+def _type_of_all(columns: Sequence[pa.ChunkedArray]) -> pa.DataType:
+    types = {column.type for column in columns} - {pa.null()}
+    if len(types) < 2:  # noqa: PLR2004 - nothing to join
+        return next(iter(types), pa.null())
+    if any(map(pa.types.is_floating, types)):
+        types = {pa.uint8() if pa.types.is_boolean(type_) else type_ for type_ in types}
+    promoted = _promoted(types)
+    if promoted is None:
+        return _type_of_values(types)
+    if promoted == pa.int64() and pa.uint64() in types and not _any_negative(columns):
+        return pa.uint64()  # hashes, of which some batches have only small ones
+    return promoted
+
+
+def _promoted(types: Iterable[pa.DataType]) -> pa.DataType | None:
     schemas = [pa.schema([("", type_)]) for type_ in types]
     try:
         return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
@@ -59,24 +126,27 @@ def _common_type(types: Iterable[pa.DataType]) -> pa.DataType | None:
         return None
 
 
-def _conversion(types: set[pa.DataType]) -> Callable[[pa.ChunkedArray], pa.Array]:
-    if all(isinstance(type_, pa.FixedShapeTensorType | RaggedTensorType) for type_ in types):
-        value_type = _common_type({type_.value_type for type_ in types})
+def _type_of_values(types: set[pa.DataType]) -> pa.DataType:
+    if all(map(_is_of_tensors, types)):
+        value_type = _promoted({type_.value_type for type_ in types})
         if value_type is not None:
-            return partial(_ragged, value_type=value_type)
+            return RaggedTensorType(value_type)
     values = {type_.value_type if pa.types.is_dictionary(type_) else type_ for type_ in types}
-    return _pickled if _common_type(values) is None else _decoded
+    return _promoted(values) or ObjectType()
 
 
-def _converted(
-    table: pa.Table, name: str, convert: Callable[[pa.ChunkedArray], pa.Array]
-) -> pa.Table:
-    index = table.schema.get_field_index(name)
-    if index < 0 or table.schema.field(index).type == pa.null():
-        return table
-    return table.set_column(index, name, convert(table.column(index)))
+def _is_of_tensors(type_: pa.DataType) -> bool:
+    return isinstance(type_, pa.FixedShapeTensorType | RaggedTensorType)
 
 
+def _any_negative(columns: Sequence[pa.ChunkedArray]) -> bool:
+    import pyarrow.compute as pc
+
+    signed = (column for column in columns if pa.types.is_signed_integer(column.type))
+    return any(pc.any(pc.less(column, 0)).as_py() for column in signed)
+
+
+# ---------------------------------------------------------------------- values
 def _ragged(column: pa.ChunkedArray, value_type: pa.DataType) -> pa.Array:
     tensors = list(numpy_from_column(column))
     flat = [tensor.reshape(-1) for tensor in tensors if tensor is not None]
@@ -84,10 +154,14 @@ def _ragged(column: pa.ChunkedArray, value_type: pa.DataType) -> pa.Array:
     return ragged_tensor_array(tensors, values.cast(value_type))
 
 
-def _decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    type_ = column.type
-    return column.cast(type_.value_type) if pa.types.is_dictionary(type_) else column
-
-
 def _pickled(column: pa.ChunkedArray) -> pa.Array:
     return pickled_array(value for chunk in column.chunks for value in python_list(chunk))
+
+
+def _castable(column: pa.ChunkedArray, type_: pa.DataType) -> pa.ChunkedArray:
+    """Return what Arrow can cast: of dictionaries their values, of booleans numbers."""
+    if pa.types.is_dictionary(column.type) and not pa.types.is_dictionary(type_):
+        return column.cast(column.type.value_type)
+    if pa.types.is_boolean(column.type) and pa.types.is_floating(type_):
+        return column.cast(pa.uint8())  # straight to a float of 16 bits it does not go
+    return column

@@ -21,7 +21,7 @@ from minitrain.data.files.source import NULL_PARTITION
 from minitrain.data.plans.columns import known_schema
 from minitrain.data.plans.plan import Node
 from minitrain.data.plans.steps import check_columns
-from minitrain.data.values import concat_tables
+from minitrain.data.values import concat_tables, converted_column
 from minitrain.data.writing.encoders import Csv, Encoder, JsonLines, Numpy, Parquet, Writer
 from minitrain.data.writing.output import OutputFolder, SaveMode
 from minitrain.exceptions import ConfigurationError, DataError
@@ -360,10 +360,12 @@ def _fitted(table: pa.Table, schema: pa.Schema) -> pa.Table:
     for one in schema:
         column = table.column(one.name)
         try:
-            columns.append(column.cast(one.type))
+            columns.append(converted_column(column, one.type))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise DataError(
                 f"column {one.name!r} is {one.type} in the first rows and {column.type} later, "
-                f"which cannot become it: {error}"
+                f"which cannot become it: {error}. A file has the types of its first rows: have "
+                "the function return one type, with astype() or cast(), or materialize() first, "
+                "which finds a type for all rows"
             ) from error
     return pa.Table.from_arrays(columns, schema=schema)
