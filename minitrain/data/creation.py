@@ -65,7 +65,8 @@ def from_items(items: Sequence[Any], *, override_num_blocks: int | None = None) 
         items: Dicts, whose keys become columns; anything else goes into a column ``item``.
         override_num_blocks: How many blocks to make.
     """
-    return _of_table("from_items", _table_of_items(list(items), "from_items"), override_num_blocks)
+    table = _table_of_items(list(items), "from_items")
+    return _of_tables("from_items", [table], override_num_blocks)
 
 
 def from_pandas(dfs: Any, *, override_num_blocks: int | None = None) -> Dataset:
@@ -80,7 +81,7 @@ def from_pandas(dfs: Any, *, override_num_blocks: int | None = None) -> Dataset:
     """
     frames = list(dfs) if isinstance(dfs, list | tuple) else [dfs]
     tables = [table_from_batch(frame, "from_pandas") for frame in frames]
-    return _of_table("from_pandas", _joined("from_pandas", tables), override_num_blocks)
+    return _of_tables("from_pandas", tables, override_num_blocks)
 
 
 def from_numpy(
@@ -105,7 +106,7 @@ def from_numpy(
     else:
         batches = [{"data": np.asarray(array)} for array in ndarrays]
     tables = [table_from_batch(batch, "from_numpy") for batch in batches]
-    return _of_table("from_numpy", _joined("from_numpy", tables), override_num_blocks)
+    return _of_tables("from_numpy", tables, override_num_blocks)
 
 
 def from_arrow(tables: Any, *, override_num_blocks: int | None = None) -> Dataset:
@@ -122,8 +123,8 @@ def from_arrow(tables: Any, *, override_num_blocks: int | None = None) -> Datase
         TypeError: It is nothing of that.
     """
     several = tables if isinstance(tables, list | tuple) else [tables]
-    joined = _joined("from_arrow", [_arrow_table(one) for one in several])
-    return _of_table("from_arrow", joined, override_num_blocks)
+    found = [_arrow_table(one) for one in several]
+    return _of_tables("from_arrow", found, override_num_blocks)
 
 
 def from_huggingface(dataset: Any, *, override_num_blocks: int | None = None) -> Dataset:
@@ -167,7 +168,7 @@ def from_torch(
         number = _blocks(override_num_blocks)
         return from_source(RowsSource(kind="from_torch", items=_Items(dataset), number=number))
     table = table_from_rows([{"item": item} for item in dataset], "from_torch")
-    return _of_table("from_torch", table, override_num_blocks)
+    return _of_tables("from_torch", [table], override_num_blocks)
 
 
 def from_tf(dataset: Any, *, override_num_blocks: int | None = None) -> Dataset:
@@ -178,7 +179,7 @@ def from_tf(dataset: Any, *, override_num_blocks: int | None = None) -> Dataset:
         override_num_blocks: How many blocks to make.
     """
     table = _table_of_items(list(dataset.as_numpy_iterator()), "from_tf")
-    return _of_table("from_tf", table, override_num_blocks)
+    return _of_tables("from_tf", [table], override_num_blocks)
 
 
 def _blocks(number: int | None) -> int | None:
@@ -187,8 +188,11 @@ def _blocks(number: int | None) -> int | None:
     return number
 
 
-def _of_table(kind: str, table: pa.Table, number: int | None) -> Dataset:
-    return from_source(TableSource(kind=kind, table=table, number=_blocks(number)))
+def _of_tables(kind: str, tables: Sequence[pa.Table], number: int | None) -> Dataset:
+    if any(table.num_rows and not table.num_columns for table in tables):
+        raise ConfigurationError(f"{kind}: rows need at least one column")
+    joined = _joined(kind, tables)
+    return from_source(TableSource(kind=kind, table=joined, number=_blocks(number)))
 
 
 def _table_of_items(items: list[Any], what: str) -> pa.Table:

@@ -104,6 +104,8 @@ def read_parquet(
         file_extensions,
     )
     paths_too = (PATH_COLUMN,) if include_paths and PATH_COLUMN not in (columns or ()) else ()
+    if columns is not None and not (*columns, *paths_too):
+        raise ConfigurationError("read_parquet(columns=[]): name at least one column")
     return from_source(
         ParquetSource(
             columns=None if columns is None else (*columns, *paths_too),

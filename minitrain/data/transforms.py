@@ -223,7 +223,10 @@ class Transforms(ABC):
 
     def select_columns(self, cols: str | Sequence[str]) -> Self:
         """Keep only these columns, in this order; others are not even read from Parquet files."""
-        return self._then(Select(_names("select_columns", cols)))
+        names = _names("select_columns", cols)
+        if not names:
+            raise ConfigurationError("select_columns: name at least one column")
+        return self._then(Select(names))
 
     def rename_columns(self, names: Mapping[str, str] | Sequence[str]) -> Self:
         """Rename columns: a dict of old and new names, or all new names in order."""

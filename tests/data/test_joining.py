@@ -8,9 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from minitrain.data.context import DataContext
-from minitrain.data.creation import from_arrow, from_items
+from minitrain.data.creation import from_arrow, from_items, from_pandas
 from minitrain.data.processes import shared as shared_module
 from minitrain.data.processes.shared import SharedTable
+from minitrain.data.read import read_parquet
 from minitrain.data.values import (
     ObjectType,
     RaggedTensorType,
@@ -18,7 +19,7 @@ from minitrain.data.values import (
     rows_from_table,
     table_from_batch,
 )
-from minitrain.exceptions import DataError, SchemaMismatchError
+from minitrain.exceptions import ConfigurationError, DataError, SchemaMismatchError, TransformError
 from tests.data.slices import dataset_of_slices
 
 MIB = 1 << 20
@@ -157,3 +158,45 @@ def test_a_file_that_has_begun_says_what_to_do(tmp_path, monkeypatch):
         made.write_parquet(tmp_path / "out")
     made.materialize().write_parquet(tmp_path / "out")
     assert pq.read_table(tmp_path / "out")["x"].type == pa.float64()
+
+
+# ---------------------------------------------------------------------- no columns
+def file_of(folder):
+    pq.write_table(pa.table({"a": [1]}), folder / "a.parquet")
+    return folder
+
+
+NOTHING = {
+    "items": (lambda _: from_items([{}, {}]), "from_items: rows need at least one column"),
+    "Arrow": (lambda _: from_arrow(pa.table({"a": [1]}).select([])), "from_arrow: rows need"),
+    "pandas": (lambda _: from_pandas(halves().to_pandas()[[]]), "from_pandas: rows need"),
+    "selected": (lambda _: halves().select_columns([]), "select_columns: name at least one"),
+    "dropped": (lambda _: halves().drop_columns(["k", "a"]).take(), "no other column is left"),
+    "read": (lambda at: read_parquet(file_of(at), columns=[]), "name at least one column"),
+}
+
+
+@pytest.mark.parametrize(("make", "problem"), NOTHING.values(), ids=NOTHING)
+def test_rows_without_columns_are_refused(make, problem, tmp_path):
+    with pytest.raises(ConfigurationError, match=problem):
+        make(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda ds: ds.map(lambda row: {}),
+        lambda ds: ds.flat_map(lambda row: [{}, {}]),
+        lambda ds: ds.map_batches(lambda frame: frame[[]], batch_format="pandas"),
+    ],
+    ids=["map", "flat_map", "map_batches"],
+)
+def test_functions_that_return_rows_without_columns_are_refused(change):
+    with pytest.raises(TransformError, match=r"returned \d rows without any column"):
+        change(halves()).take()
+
+
+def test_no_rows_need_no_columns(tmp_path):
+    assert from_items([]).count() == 0
+    assert halves().map_batches(lambda batch: {}).take_all() == []
+    assert read_parquet(file_of(tmp_path), columns=[], include_paths=True).columns() == ["path"]

@@ -391,10 +391,16 @@ def tables_from(returned: Any) -> Iterator[pa.Table]:
 
 def _table(returned: Any) -> pa.Table:
     try:
-        return values.table_from_batch(returned, "the function")
+        return _with_columns(values.table_from_batch(returned, "the function"))
     except (TypeError, ValueError) as error:
         text = str(error).removeprefix("the function ")
         raise _NotABatchError(text) from error
+
+
+def _with_columns(table: pa.Table) -> pa.Table:
+    if table.num_rows and not table.num_columns:
+        raise ValueError(f"returned {table.num_rows:,} rows without any column")
+    return table
 
 
 def _row(returned: Any) -> Mapping[str, Any]:
@@ -405,7 +411,7 @@ def _row(returned: Any) -> Mapping[str, Any]:
 
 def _rows(rows: list[Mapping[str, Any]]) -> pa.Table:
     try:
-        return values.table_from_rows(rows, "the function")
+        return _with_columns(values.table_from_rows(rows, "the function"))
     except (TypeError, ValueError) as error:
         text = str(error).removeprefix("the function ")
         raise _NotABatchError(text) from error

@@ -17,7 +17,7 @@ import pyarrow as pa
 from minitrain.data import order
 from minitrain.data.plans.block import Block
 from minitrain.data.plans.tables import sliced, with_column
-from minitrain.exceptions import ColumnError, DataError
+from minitrain.exceptions import ColumnError, ConfigurationError, DataError
 
 if TYPE_CHECKING:
     import pyarrow.compute as pc
@@ -115,6 +115,8 @@ class Drop(TableStep):
     def on_table(self, table: pa.Table, block: str, first: int) -> pa.Table:  # noqa: ARG002
         """Return the other columns."""
         check_columns(self.columns, table.column_names, self.describe())
+        if self.columns and len(self.columns) == table.num_columns:
+            raise ConfigurationError(f"{self.describe()}: no other column is left")
         return table.drop_columns(list(self.columns))
 
     def describe(self) -> str:
