@@ -92,6 +92,18 @@ def test_zero_and_minus_zero_are_one_group_and_nan_is_one():
     assert [row["n"] for row in groups.take_all()] == [4, 2, 1]
 
 
+@pytest.mark.parametrize("kind", ["float64", "float32", "float16"])
+def test_nan_of_either_sign_is_one(kind):
+    values = np.array([np.nan, -np.nan, np.nan, 1.0, -np.nan], kind)
+    dataset = dataset_of(pa.table({"k": values, "row": range(5)}), 2)
+    assert dataset.groupby("k").count().to_arrow().column("count()").to_pylist() == [1, 4]
+    unique = dataset.unique("k")
+    assert len(unique) == 2
+    assert unique[1] == 1
+    groups = dataset.groupby("k").map_groups(lambda g: {"rows": [list(g["row"])]}).take_all()
+    assert [list(row["rows"]) for row in groups] == [[3], [0, 1, 2, 4]]
+
+
 def test_half_floats_can_be_keys():
     table = pa.table({"k": pa.array(np.array([1.5, 0.5, 1.5], "float16"))})
     counts = dataset_of(table).groupby("k").count().take_all()
@@ -108,6 +120,14 @@ def test_dictionaries_can_be_keys():
     ]
     sizes = dataset_of(table).groupby("k").map_groups(lambda g: {"n": [len(g["k"])]})
     assert [row["n"] for row in sizes.take_all()] == [1, 2, 1]
+
+
+def test_zeros_and_nan_in_a_dictionary_are_one_each():
+    indices = pa.array([0, 1, 2, 3, 0])
+    dictionary = pa.array(np.array([0.0, -0.0, np.nan, -np.nan]))
+    table = pa.table({"k": pa.DictionaryArray.from_arrays(indices, dictionary)})
+    counts = dataset_of(table).groupby("k").count().to_arrow()
+    assert counts.column("count()").to_pylist() == [3, 2]
 
 
 @settings(deadline=None, max_examples=25)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -20,11 +21,13 @@ _ROWS_AT_A_TIME = 1 << 16
 def comparable(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return the same values as Arrow can sort and group them, one way for each value."""
     if pa.types.is_dictionary(column.type):
-        return column.cast(column.type.value_type)
+        column = column.cast(column.type.value_type)
     if pa.types.is_float16(column.type):  # Arrow computes nothing with these
         column = column.cast(pa.float32())
     if pa.types.is_floating(column.type):
-        return pc.add(column, pa.scalar(0.0, column.type))  # -0.0 and 0.0 are one
+        column = pc.add(column, pa.scalar(0.0, column.type))  # -0.0 and 0.0 are one
+        # So are NaN and -NaN, which processors give for 0 / 0.
+        return pc.if_else(pc.is_nan(column), pa.scalar(math.nan, column.type), column)
     return column
 
 
@@ -44,10 +47,14 @@ class Sorted:
         """Yield the rows in order."""
         if not table.num_rows:
             return
-        names = [name for name, _ in self.keys]
-        check_columns(names, table.column_names, self.describe())
-        keys = pa.table([comparable(table.column(name)) for name in names], names)
-        directions = [(name, "descending" if down else "ascending") for name, down in self.keys]
+        columns = [name for name, _ in self.keys]
+        check_columns(columns, table.column_names, self.describe())
+        names = [f"key {number}" for number in range(len(columns))]  # Arrow reads some as paths
+        keys = pa.table([comparable(table.column(name)) for name in columns], names)
+        directions = [
+            (name, "descending" if down else "ascending")
+            for name, (_, down) in zip(names, self.keys, strict=True)
+        ]
         try:
             indices = pc.sort_indices(keys, sort_keys=directions).to_numpy()
         except (pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:

@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.types as pat
 
 from minitrain.data import values
-from minitrain.data.plans.sorting import comparable
 from minitrain.data.plans.steps import check_columns
 from minitrain.exceptions import DataError
 
@@ -234,5 +233,6 @@ def _is_bytes(kind: pa.DataType) -> bool:
 def _without_dictionaries(table: pa.Table) -> pa.Table:
     for index, one in enumerate(table.schema):
         if pat.is_dictionary(one.type):
-            table = table.set_column(index, one.name, comparable(table.column(index)))
+            decoded = table.column(index).cast(one.type.value_type)
+            table = table.set_column(index, one.name, decoded)
     return table
