@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from dataclasses import dataclass, fields
+from numbers import Integral
 from typing import Any, ClassVar
 
 from minitrain.exceptions import ConfigurationError
@@ -74,5 +75,5 @@ def _problem(name: str, value: Any) -> str:
     if name == "read_threads" and value is None:
         return ""
     lowest = 0 if name in {"memory_budget_bytes", "shared_memory_bytes"} else 1
-    fits = isinstance(value, int) and not isinstance(value, bool) and value >= lowest
+    fits = isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= lowest
     return "" if fits else f"must be an integer of at least {lowest}"

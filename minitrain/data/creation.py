@@ -13,6 +13,7 @@ import pyarrow.types as pat
 from minitrain.data.context import DataContext
 from minitrain.data.dataset import from_source
 from minitrain.data.files.schemas import differences, fit
+from minitrain.data.plans.functions import check_count
 from minitrain.data.plans.sources import RangeSource, Rows, RowsSource, StreamSource, TableSource
 from minitrain.data.values import table_from_batch, table_from_rows
 from minitrain.exceptions import ConfigurationError, SchemaMismatchError
@@ -183,9 +184,7 @@ def from_tf(dataset: Any, *, override_num_blocks: int | None = None) -> Dataset:
 
 
 def _blocks(number: int | None) -> int | None:
-    if number is not None and (isinstance(number, bool) or number < 1):
-        raise ConfigurationError(f"override_num_blocks={number!r}: must be at least 1")
-    return number
+    return None if number is None else check_count("override_num_blocks", number)
 
 
 def _of_tables(kind: str, tables: Sequence[pa.Table], number: int | None) -> Dataset:

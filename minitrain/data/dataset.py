@@ -15,7 +15,7 @@ from minitrain.data.context import DataContext
 from minitrain.data.feeding.formats import ArrowFormat
 from minitrain.data.feeding.stream import Batching, open_batches
 from minitrain.data.iterator import DataIterator, Iterates, Remainder
-from minitrain.data.plans.functions import check_seed
+from minitrain.data.plans.functions import check_count, check_seed
 from minitrain.data.plans.mapped import HostTable, blocks_of
 from minitrain.data.plans.plan import Listed, Node, Read, ShuffleBlocks, counted, written
 from minitrain.data.plans.planning import (
@@ -223,8 +223,7 @@ class Dataset(Transforms, Iterates, Consumes, Splits, Writes):
             remainder: What becomes of the rows that do not go evenly, with ``equal``: ``"drop"``:
                 nobody gets them; ``"pad"``: some rows come twice.
         """
-        if not isinstance(n, int) or n < 1:
-            raise ConfigurationError(f"streaming_split({n!r}): must be an integer of at least 1")
+        n = check_count("streaming_split", n)
         if remainder not in {"drop", "pad"}:
             raise ConfigurationError(f"remainder={remainder!r}: must be 'drop' or 'pad'")
         plan = self.resolved().plan

@@ -20,6 +20,7 @@ from minitrain.data.files.source import (
     file_set,
 )
 from minitrain.data.files.text_formats import LinesSource
+from minitrain.data.plans.functions import check_count
 from minitrain.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -530,9 +531,7 @@ def _shuffle(shuffle: Shuffle) -> FileShuffleConfig | None:
 
 
 def _blocks(number: int | None) -> int | None:
-    if number is not None and (isinstance(number, bool) or number < 1):
-        raise ConfigurationError(f"override_num_blocks={number!r}: must be at least 1")
-    return number
+    return None if number is None else check_count("override_num_blocks", number)
 
 
 def _size(size: tuple[int, int] | None) -> tuple[int, int] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -13,7 +14,7 @@ import pyarrow as pa
 from minitrain.data.aggregate import grouped_by
 from minitrain.data.plans.block import Block
 from minitrain.data.plans.columns import check_plan_columns
-from minitrain.data.plans.functions import check_seed
+from minitrain.data.plans.functions import check_count, check_seed
 from minitrain.data.plans.plan import Listed, Node, Shuffle, ShuffleRows, Sliced
 from minitrain.data.plans.planning import order_of
 from minitrain.data.plans.tables import sliced
@@ -48,10 +49,10 @@ class Splits:
             locality_hints: Has no effect.
 
         Raises:
-            ValueError: ``n`` is not positive, or there are not as many hints.
+            ConfigurationError: ``n`` is no positive integer.
+            ValueError: There are not as many hints.
         """
-        if not isinstance(n, int) or n <= 0:
-            raise ValueError(f"split({n!r}): the number of parts must be a positive integer")
+        n = check_count("split", n)
         if locality_hints is not None and len(locality_hints) != n:
             raise ValueError(f"split: there are {len(locality_hints)} locality_hints for {n} parts")
         fixed = _fixed(self.plan)
@@ -149,10 +150,7 @@ class Splits:
             >>> train.count(), test.take(1)
             (7, [{'id': 7}])
         """
-        if isinstance(test_size, bool) or not isinstance(test_size, int | float):
-            raise TypeError(
-                f"train_test_split: test_size must be an int or a float, not {test_size!r}"
-            )
+        test_size = _int_or_float(test_size)
         if shuffle and stratify is not None:
             raise ValueError("train_test_split: stratify cannot be combined with shuffle=True")
         if stratify is not None:
@@ -174,6 +172,13 @@ class Splits:
             train, test = _parts(fixed.plan, [0, rows - to_test, rows])
             return train, test
         return _stratified(fixed, stratify, to_test)
+
+
+def _int_or_float(test_size: Any) -> int | float:
+    """Return a number, also one of numpy's, as Python's; refuse anything else."""
+    if isinstance(test_size, bool) or not isinstance(test_size, Real):
+        raise TypeError(f"train_test_split: test_size must be an int or a float, not {test_size!r}")
+    return int(test_size) if isinstance(test_size, Integral) else float(test_size)
 
 
 def _fixed(plan: Node) -> Dataset:

@@ -336,7 +336,7 @@ class Transforms(ABC):
         keys = _names("sort", key)
         if not keys:
             raise ConfigurationError("sort: name at least one column")
-        down = [descending] * len(keys) if isinstance(descending, bool) else list(descending)
+        down = list(descending) if isinstance(descending, Iterable) else [descending] * len(keys)
         if len(down) != len(keys):
             raise ConfigurationError(f"sort: {len(keys)} columns, but {len(down)} directions")
         by = Sorted(tuple(zip(keys, down, strict=True)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from minitrain.data import DataContext
@@ -34,5 +35,6 @@ def test_a_wrong_value_is_refused_when_it_is_set(name, value):
 def test_right_values_are_taken():
     context = DataContext(read_threads=3, spill_folder="/tmp")
     context.read_threads = context.spill_folder = None
+    context.read_threads = np.int64(2)
     context.shared_memory_bytes = 0
     assert context.shared_memory_bytes == 0

@@ -34,6 +34,8 @@ def test_numbers():
         creation.range(2.5)
     with pytest.raises(ConfigurationError, match="override_num_blocks=0"):
         creation.range(3, override_num_blocks=0)
+    with pytest.raises(ConfigurationError, match="override_num_blocks='2'"):
+        creation.range(3, override_num_blocks="2")
 
 
 def test_items():

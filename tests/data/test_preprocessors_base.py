@@ -243,7 +243,7 @@ def test_a_column_that_is_not_there_is_named(make):
         MinMaxScaler,
         MaxAbsScaler,
         RobustScaler,
-        lambda c: UniformKBinsDiscretizer(c, 3),
+        lambda c: UniformKBinsDiscretizer(c, np.int64(3)),
         SimpleImputer,
     ],
 )

@@ -79,7 +79,8 @@ def test_train_and_test_may_be_shuffled_before():
 
 
 def test_sizes_are_those_of_a_proportion_or_a_number():
-    for size, expected in [(0.3, 3), (0.1, 1), (0.9, 9), (4, 4)]:
+    proportions = [(0.3, 3), (0.1, 1), (0.9, 9), (4, 4)]
+    for size, expected in [*proportions, (np.int64(4), 4), (np.float32(0.5), 5)]:
         train, test = numbers(10).train_test_split(size)
         assert ids(test) == list(range(10 - expected, 10))
         assert train.count() == 10 - expected
@@ -124,7 +125,9 @@ def test_classes_may_be_text_and_null():
 @pytest.mark.parametrize(
     ("method", "argument", "message"),
     [
-        ("split", 0, "positive"),
+        ("split", 0, "at least 1"),
+        ("split", True, "at least 1"),
+        ("streaming_split", True, "at least 1"),
         ("split_at_indices", [], "at least of length 1"),
         ("split_at_indices", [3, 1], "sorted"),
         ("split_at_indices", [-1, 1], "positive"),
@@ -142,6 +145,11 @@ def test_classes_may_be_text_and_null():
 def test_arguments_that_divide_nothing_are_refused(method, argument, message):
     with pytest.raises(ValueError, match=message):
         getattr(numbers(10), method)(argument)
+
+
+def test_numbers_of_parts_may_be_those_of_numpy():
+    assert [part.count() for part in numbers(10).split(np.int64(3))] == [3, 3, 4]
+    assert len(numbers(10).streaming_split(np.uint8(2))) == 2
 
 
 def test_other_wrong_arguments():

@@ -253,7 +253,7 @@ def test_a_dataset_may_overwrite_what_it_reads(tmp_path):
 @pytest.mark.parametrize("mode", ["append", "overwrite"])
 def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, mode):
     monkeypatch.setattr(DataContext.get_current(), "target_block_bytes", 1000)
-    dataset_of(TABLE.slice(0, 50)).write_parquet(tmp_path, max_rows_per_file=10)
+    dataset_of(TABLE.slice(0, 50)).write_parquet(tmp_path, max_rows_per_file=np.int64(10))
     before = names_in(tmp_path)
 
     def fails(row):

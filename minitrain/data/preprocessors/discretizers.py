@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -169,7 +170,7 @@ class UniformKBinsDiscretizer(_Discretizer):
         self.include_lowest = include_lowest
         for name in self.columns:
             number = self._bins_of(name)
-            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            if isinstance(number, bool) or not isinstance(number, Integral) or number < 1:
                 raise ConfigurationError(
                     f"{self._what(name)}: bins={number!r} must be a number above 0"
                 )

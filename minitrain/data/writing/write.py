@@ -19,6 +19,7 @@ from minitrain.data.context import DataContext
 from minitrain.data.files.paths import PathLike
 from minitrain.data.files.source import NULL_PARTITION
 from minitrain.data.plans.columns import known_schema
+from minitrain.data.plans.functions import check_count
 from minitrain.data.plans.plan import Node
 from minitrain.data.plans.steps import check_columns
 from minitrain.data.values import concat_tables, converted_column
@@ -196,8 +197,8 @@ class _Sizes:
     @classmethod
     def of(cls, min_rows: int | None, max_rows: int | None) -> _Sizes:
         for name, rows in [("min_rows_per_file", min_rows), ("max_rows_per_file", max_rows)]:
-            if rows is not None and (not isinstance(rows, int) or rows < 1):
-                raise ConfigurationError(f"{name}={rows!r}: must be a positive integer")
+            if rows is not None:
+                check_count(name, rows)
         if min_rows is not None and max_rows is not None and min_rows > max_rows:
             raise ConfigurationError(
                 f"min_rows_per_file={min_rows} is more than max_rows_per_file={max_rows}"
