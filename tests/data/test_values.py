@@ -533,6 +533,23 @@ def test_rows_have_values_of_python_and_tensors():
     assert second["ragged"].shape == (2, 2)
 
 
+@pytest.mark.parametrize(
+    "kind", [pa.timestamp("ns"), pa.timestamp("ns", "Europe/Rome"), pa.duration("ns")], ids=str
+)
+def test_rows_keep_nanoseconds(kind):
+    table = pa.table({"t": pa.array([1_700_000_000_123_456_789, None, 5], kind)})
+    again = table_from_rows(list(rows_from_table(table)), "f")
+    assert again.equals(table)
+
+
+def test_times_of_python_beside_those_of_pandas_keep_what_they_can():
+    near, far = (dt.datetime(year, 1, 1, tzinfo=dt.UTC) for year in (2020, 1))
+    exact = pd.Timestamp(123_456_789, tz="UTC")
+    for times, unit in [([exact, near], "ns"), ([near, near], "us"), ([exact, far], "us")]:
+        table = table_from_rows([{"t": time} for time in times], "f")
+        assert table.schema.field("t").type == pa.timestamp(unit, "UTC")
+
+
 def test_rows_come_in_order_however_many_there_are():
     table = pa.table({"x": range(10_000)})
     assert [row["x"] for row in rows_from_table(table)] == list(range(10_000))

@@ -134,13 +134,29 @@ def _inferred(values: Sequence[Any], kinds: set[type]) -> pa.Array:
         attempts.append({"type": pa.uint64()})
     for arguments in attempts:
         try:
-            array = pa.array(values, **arguments)
+            array = _with_nanoseconds(pa.array(values, **arguments), values)
             if pa.types.is_nested(array.type):  # in lists it takes any bytes that follow a text
                 array.validate(full=True)
         except _NOT_ARROWS:
             continue
         return array
     return pickled_array(values)
+
+
+def _with_nanoseconds(array: pa.Array, values: Sequence[Any]) -> pa.Array:
+    """Return pandas' times of that unit as such; Arrow takes all times for those of Python."""
+    if pa.types.is_timestamp(array.type):
+        kind = pa.timestamp("ns", array.type.tz)
+    elif pa.types.is_duration(array.type):
+        kind = pa.duration("ns")
+    else:
+        return array
+    if all(getattr(value, "unit", None) != "ns" for value in values):
+        return array
+    try:
+        return pa.array(values, kind, from_pandas=True)
+    except _NOT_ARROWS:  # one of them is too far from 1970
+        return array
 
 
 def _is_nan(value: Any) -> bool:
