@@ -7,13 +7,15 @@ a row per group, and for :class:`Quantile` and :class:`Unique` the values.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.types as pat
 
 from minitrain.data.plans.sorting import comparable
 from minitrain.data.plans.steps import check_columns
@@ -63,16 +65,19 @@ class Groups:
         """
         if not keys:
             return cls(table.select([]).slice(0, 1), np.zeros(table.num_rows, np.int64))
-        alike = pa.table([comparable(table.column(name)) for name in keys], list(keys))
-        numbered = alike.append_column("", pa.array(np.arange(table.num_rows)))
-        grouped = numbered.group_by(list(keys), use_threads=False).aggregate([("", "list")])
-        rows = _one_chunk(grouped.column("_list"))
+        # Arrow reads some names as paths, or gives them to columns of its own.
+        names = _key_names(len(keys))
+        alike = pa.table([comparable(table.column(name)) for name in keys], names)
+        numbered = alike.append_column("row", pa.array(np.arange(table.num_rows)))
+        grouped = numbered.group_by(names, use_threads=False).aggregate([("row", "list")])
+        rows = _one_chunk(grouped.column("row_list"))
         numbers = np.empty(table.num_rows, np.int64)
         numbers[rows.flatten().to_numpy()] = pc.list_parent_indices(rows).to_numpy()
         # Arrow's own order is not always that of appearance, with several keys and nulls.
         appearance = np.argsort(pc.list_element(rows, 0).to_numpy())
         ids = np.argsort(appearance)[numbers]
-        return cls(grouped.drop_columns(["_list"]).take(pa.array(appearance)), ids)
+        found = grouped.select(names).take(pa.array(appearance))
+        return cls(found.rename_columns(list(keys)), ids)
 
     def __len__(self) -> int:
         return self.keys.num_rows if self.keys.num_columns else min(1, len(self.ids))
@@ -187,12 +192,33 @@ class _Simple(AggregateFn):
 
 
 @dataclass(frozen=True)
-class Sum(_Simple):
-    """The sum."""
+class Sum(AggregateFn):
+    """The sum, exact for integers and decimals.
+
+    Where 64 bits are too few for integers, or 38 digits for decimals, it is a wider decimal.
+    """
 
     @property
     def _function(self) -> str:
         return "sum"
+
+    def partial(self, groups: Groups, values: pa.ChunkedArray) -> tuple[pa.Array, ...]:
+        """Add values."""
+        return (_sums(groups, _with_room(values), self._skipping),)
+
+    def merged(self, groups: Groups, parts: Sequence[pa.Array]) -> tuple[pa.Array, ...]:
+        """Add sums."""
+        return (_sums(groups, parts[0], self._skipping),)
+
+    def finished(self, parts: Sequence[pa.Array]) -> pa.Array:
+        """Return the type that Arrow has for such sums, if they fit."""
+        (sums,) = parts
+        kind = sums.type
+        if kind == _WIDE_INTEGER:
+            return _narrowed(sums, [pa.int64(), pa.uint64()])
+        if pat.is_decimal256(kind):
+            return _narrowed(sums, [pa.decimal128(38, kind.scale)])
+        return sums
 
 
 @dataclass(frozen=True)
@@ -223,7 +249,9 @@ class AbsMax(AggregateFn):
 
     def partial(self, groups: Groups, values: pa.ChunkedArray) -> tuple[pa.Array, ...]:
         """Return the largest."""
-        return (groups.aggregate(pc.abs(values), "max", self._skipping),)
+        if pat.is_signed_integer(values.type):
+            values = values.cast(pa.int64())  # 128, for which there is no place beside -128
+        return (groups.aggregate(pc.abs_checked(values), "max", self._skipping),)
 
     def merged(self, groups: Groups, parts: Sequence[pa.Array]) -> tuple[pa.Array, ...]:
         """Return the largest."""
@@ -240,15 +268,13 @@ class Mean(AggregateFn):
 
     def partial(self, groups: Groups, values: pa.ChunkedArray) -> tuple[pa.Array, ...]:
         """Return sums and counts."""
-        return (
-            groups.aggregate(values, "sum", self._skipping),
-            groups.aggregate(values, "count"),
-        )
+        sums = _sums(groups, _with_room(values), self._skipping)
+        return sums, groups.aggregate(values, "count")
 
     def merged(self, groups: Groups, parts: Sequence[pa.Array]) -> tuple[pa.Array, ...]:
         """Add both."""
         sums, counts = parts
-        return groups.aggregate(sums, "sum", self._skipping), groups.aggregate(counts, "sum")
+        return _sums(groups, sums, self._skipping), groups.aggregate(counts, "sum")
 
     def finished(self, parts: Sequence[pa.Array]) -> pa.Array:
         """Divide."""
@@ -272,6 +298,8 @@ class Std(AggregateFn):
 
     def partial(self, groups: Groups, values: pa.ChunkedArray) -> tuple[pa.Array, ...]:
         """Return counts, means and sums of squares of the distances from them."""
+        if pat.is_null(values.type) or pat.is_decimal(values.type):
+            values = values.cast(pa.float64())  # the mean of decimals is cut to their digits
         skip = pc.VarianceOptions(ddof=0, skip_nulls=self.ignore_nulls, min_count=1)
         mode = "only_valid" if self.ignore_nulls else "all"
         counts = groups.aggregate(values, "count", pc.CountOptions(mode))
@@ -352,6 +380,14 @@ class Quantile(_Listing):
     def _function(self) -> str:
         return "quantile"
 
+    def partial(self, groups: Groups, values: pa.ChunkedArray) -> tuple[pa.Array, ...]:
+        """Return the values, of a type that has quantiles."""
+        if not pat.is_null(values.type):
+            pc.quantile(
+                comparable(values.slice(0, 0)), q=self.q
+            )  # raises what Arrow has against it
+        return super().partial(groups, values)
+
     def _listed(self, groups: Groups, values: pa.Array | pa.ChunkedArray) -> pa.Array:
         return groups.aggregate(values, "list")
 
@@ -405,26 +441,33 @@ def aggregated(
         held.append(_partial(table, keys, functions))
         rows += held[-1].num_rows
         if rows > max(threshold, _MERGED_ROWS):
-            held = [_merged(held, len(keys), functions)]
+            held = [_merged(held, keys, functions)]
             rows = held[0].num_rows
             threshold = 2 * rows
     if not held:
         return None
-    return _finished(_merged(held, len(keys), functions), keys, functions)
+    return _finished(_merged(held, keys, functions), keys, functions)
 
 
-def check_aggregations(functions: Sequence[AggregateFn]) -> None:
-    """Refuse what is no aggregation, and two results of one name.
+def check_aggregations(functions: Sequence[AggregateFn], keys: Sequence[str] = ()) -> None:
+    """Refuse what is no aggregation, one of no column, and two results of one name.
 
     Raises:
         TypeError: One is no :class:`AggregateFn`.
-        ConfigurationError: There is none, or two have the same name.
+        ConfigurationError: There is none, one needs a column and has none, or two have the same
+            name, or that of a key.
     """
     if not functions:
         raise ConfigurationError("aggregate(): give at least one aggregation, such as Mean('a')")
     for function in functions:
         if not isinstance(function, AggregateFn):
             raise TypeError(f"aggregate: {function!r} is no AggregateFn, such as Mean('a')")
+        if function.on is None and not isinstance(function, Count):
+            raise ConfigurationError(f"aggregate: {function.name}: name a column")
+        if function.name in keys:
+            raise ConfigurationError(
+                f"aggregate: {function.name!r} is a key and a result; use alias_name"
+            )
     names = [function.name for function in functions]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
@@ -444,34 +487,48 @@ def _partial(table: pa.Table, keys: Sequence[str], functions: Sequence[Aggregate
     columns = dict(zip(_key_names(len(keys)), groups.keys.columns, strict=True))
     for number, function in enumerate(functions):
         values: Any = groups.ids if function.on is None else table.column(function.on)
-        try:
+        with _computing(function, values):
             parts = function.partial(groups, values)
-        except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
-            raise DataError(
-                f"{function.name} cannot be computed: column {function.on!r} is {values.type}"
-            ) from error
         columns |= {f"{number}.{index}": part for index, part in enumerate(parts)}
     return pa.table(columns)
 
 
-def _merged(held: list[pa.Table], keys: int, functions: Sequence[AggregateFn]) -> pa.Table:
+@contextmanager
+def _computing(function: AggregateFn, values: Any) -> Iterator[None]:
+    """Say what cannot be computed of which values."""
+    try:
+        yield
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
+        raise DataError(
+            f"{function.name} cannot be computed: column {function.on!r} is {values.type}"
+        ) from error
+
+
+def _merged(
+    held: list[pa.Table], keys: Sequence[str], functions: Sequence[AggregateFn]
+) -> pa.Table:
     if len(held) == 1:
         return held[0]
     table = concat_tables(held)
-    groups = Groups.of(table, _key_names(keys))
-    columns = dict(zip(_key_names(keys), groups.keys.columns, strict=True))
+    key_names = _key_names(len(keys))
+    names = ", ".join(function.name for function in functions)
+    groups = grouped_by(table.select(key_names).rename_columns(list(keys)), keys, names)
+    columns = dict(zip(key_names, groups.keys.columns, strict=True))
     for number, function in enumerate(functions):
-        merged = function.merged(groups, _parts(table, number))
+        parts = _parts(table, number)
+        with _computing(function, parts[0]):
+            merged = function.merged(groups, parts)
         columns |= {f"{number}.{index}": part for index, part in enumerate(merged)}
     return pa.table(columns)
 
 
 def _finished(table: pa.Table, keys: Sequence[str], functions: Sequence[AggregateFn]) -> pa.Table:
+    if keys:
+        table = table.sort_by([(name, "ascending") for name in _key_names(len(keys))])
     columns = dict(zip(keys, table.select(_key_names(len(keys))).columns, strict=True))
     for number, function in enumerate(functions):
         columns[function.name] = function.finished(_parts(table, number))
-    made = pa.table(columns)
-    return made.sort_by([(name, "ascending") for name in keys]) if keys else made
+    return pa.table(columns)
 
 
 def _key_names(keys: int) -> list[str]:
@@ -485,6 +542,47 @@ def _parts(table: pa.Table, number: int) -> list[pa.Array]:
         for name, column in zip(table.column_names, table.columns, strict=True)
         if name.startswith(f"{number}.")
     ]
+
+
+# ---------------------------------------------------------------------- sums
+_ROW_DIGITS = 19
+"""No dataset has more than 10**19 rows."""
+_MOST_DIGITS = 76
+_WIDE_INTEGER = pa.decimal128(38, 0)
+"""Of sums of integers, when 64 bits may be too few for them."""
+
+
+def _sums(groups: Groups, values: Any, options: pc.ScalarAggregateOptions) -> pa.Array:
+    """Return the sum of each group's numbers, or sums; Arrow would let large ones wrap around."""
+    if pat.is_integer(values.type) and not _sum_fits(values):
+        values = values.cast(_WIDE_INTEGER)
+    sums = groups.aggregate(values, "sum", options)
+    # Arrow gives sums of decimals the most digits, which leaves no room for finer ones beside them.
+    return sums.cast(values.type) if pat.is_decimal(values.type) else sums
+
+
+def _sum_fits(integers: pa.ChunkedArray | pa.Array) -> bool:
+    """Return whether 64 bits are enough for the sum of any of the integers."""
+    bounds = pc.min_max(integers).as_py()
+    largest = max(abs(bounds["min"] or 0), abs(bounds["max"] or 0))
+    return bool(largest * len(integers) < 1 << 63)
+
+
+def _with_room(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return decimals with room for their sum; they are wider than any integer is made."""
+    kind = values.type
+    if not pat.is_decimal(kind):
+        return values
+    digits = min(kind.precision + _ROW_DIGITS, _MOST_DIGITS)
+    return values.cast(pa.decimal256(digits, kind.scale))
+
+
+def _narrowed(sums: pa.Array, kinds: Sequence[pa.DataType]) -> pa.Array:
+    """Return the sums as the first of these types that holds all of them, or as they are."""
+    for kind in kinds:
+        with suppress(pa.ArrowInvalid):
+            return sums.cast(kind)
+    return sums
 
 
 def _one_chunk(column: pa.ChunkedArray) -> pa.Array:

@@ -71,7 +71,10 @@ class GroupedData:
             A row per group, sorted by its keys, with the keys and a column for each aggregation,
             such as ``mean(a)``.
         """
-        check_aggregations(aggs)
+        check_aggregations(aggs, self._keys)
+        return self._aggregated(aggs)
+
+    def _aggregated(self, aggs: tuple[AggregateFn, ...]) -> Dataset:
         columns = columns_of(aggs, self._keys)
         check_plan_columns(columns, self._plan, self._name)
         plan = Apply(self._plan, Select(tuple(columns))) if columns else self._plan
@@ -116,7 +119,10 @@ class GroupedData:
 
     def _on(self, kind: type[AggregateFn], on: On, **options: Any) -> Dataset:
         schema = Dataset(self._plan).schema
-        return self.aggregate(*aggregations_on(kind, on, schema, self._keys, **options))
+        aggs = aggregations_on(kind, on, schema, self._keys, **options)
+        if not aggs and schema() is None:  # there are no rows
+            return self._aggregated(())
+        return self.aggregate(*aggs)
 
     # ------------------------------------------------------------------ functions
     def map_groups(

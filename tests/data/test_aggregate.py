@@ -89,7 +89,8 @@ def test_all_nulls_and_no_rows_give_none():
     nulls = dataset_of(pa.table({"x": pa.nulls(4, pa.int64())}))
     assert [nulls.sum("x"), nulls.mean("x"), nulls.std("x"), nulls.min("x")] == [None] * 4
     untyped = dataset_of(pa.table({"x": pa.nulls(4)}))
-    assert [untyped.sum("x"), untyped.max("x")] == [None, None]
+    kinds = (Sum, Min, Max, Mean, Std, AbsMax, Quantile)
+    assert list(untyped.aggregate(*(kind("x") for kind in kinds)).values()) == [None] * 7
     nothing = dataset_of(pa.table({"x": pa.array([], pa.int64())}))
     assert nothing.sum("x") is None
     assert nothing.unique("x") == []
@@ -117,12 +118,89 @@ def test_types_stay_exact():
     assert dataset.mean("f") == pytest.approx(2 / 3)
 
 
+FULL = Decimal("9" * 38)
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+@pytest.mark.parametrize(
+    ("values", "mean", "total"),
+    [
+        ([1_700_000_000_000_000_000] * 10, 1.7e18, Decimal(17 * 10**18)),
+        ([2**62] * 4, 2.0**62, Decimal(2**64)),
+        ([2**62] * 2, 2.0**62, 2**63),
+        ([2**62] * 4 + [-(2**62)] * 3, 2**62 / 7, 2**62),
+        ([-(2**63)] * 3, -(2.0**63), Decimal(-3 * 2**63)),
+        ([-(2**63), 2**63 - 1, None], -0.5, -1),
+        (pa.array([2**63] * 4, pa.uint64()), 2.0**63, Decimal(2**65)),
+        (pa.array([127, 127, 127], pa.int8()), 127.0, 381),
+        ([FULL] * 3, 1e38, Decimal("2" + "9" * 37 + "7")),
+        ([Decimal("0.1")] * 10, 0.1, Decimal("1.0")),
+        ([Decimal("1.5"), Decimal("2.25"), None], 1.875, Decimal("3.75")),
+    ],
+)
+def test_sums_do_not_wrap_around(values, mean, total, pieces):
+    table = pa.table({"x": values, "k": [1] * len(values)})
+    dataset = dataset_of(table, pieces)
+    assert dataset.mean("x") == mean
+    assert dataset.sum("x") == total
+    assert dataset.summary()["x"]["mean"] == mean
+    (row,) = dataset.groupby("k").aggregate(Mean("x"), Sum("x")).take_all()
+    assert row == {"k": 1, "mean(x)": mean, "sum(x)": total}
+
+
 def test_unique_keeps_the_order_of_appearance_and_null():
     table = pa.table({"s": ["b", "a", "b", None, "c", "a", None]})
     assert dataset_of(table, 4).unique("s") == ["b", "a", None, "c"]
     assert dataset_of(table, 4).aggregate(Unique("s")) == {"unique(s)": ["b", "a", "c"]}
     coded = table.set_column(0, "s", table.column(0).dictionary_encode())
     assert dataset_of(coded, 2).unique("s") == ["b", "a", None, "c"]
+
+
+def test_types_of_sums_stay():
+    columns = {"a": pa.array([1, 2], pa.int8()), "b": pa.array([1, 2], pa.uint8())}
+    columns |= {"c": [True, False], "d": [Decimal("0.10"), Decimal("0.20")], "e": [0.5, 1.5]}
+    table = pa.table({**columns, "k": [1, 1]})
+    types = dataset_of(table, 2).groupby("k").sum().to_arrow().schema.types[1:]
+    assert types == [pa.int64(), pa.uint64(), pa.uint64(), pa.decimal128(38, 2), pa.float64()]
+
+
+def test_blocks_of_several_types_have_one_sum_and_mean():
+    parts = [
+        pa.array([2**62] * 4),
+        pa.array([2**63], pa.uint64()),
+        pa.nulls(2),
+        pa.array([Decimal("0.5")]),
+        pa.array([Decimal("0.25")]),
+    ]
+    exact = dataset_of_slices([pa.table({"x": part}) for part in parts])
+    assert exact.sum("x") == 2**64 + 2**63 + Decimal("0.75")
+    assert exact.mean("x") == (2**64 + 2**63) / 7
+    parts.append(pa.array([1.0]))
+    assert dataset_of_slices([pa.table({"x": part}) for part in parts]).mean("x") == 3 * 2**60
+
+
+def test_a_deviation_of_decimals_is_that_of_their_values():
+    values = [Decimal(text) for text in ("1.00", "1.01", "1.04", "1.02", "1.03")]
+    expected = np.std([float(value) for value in values], ddof=1)
+    for pieces in (1, 3):
+        result = dataset_of(pa.table({"x": values}), pieces).std("x")
+        assert result == pytest.approx(expected, rel=1e-9)
+
+
+def test_columns_and_blocks_of_nulls_have_a_place_in_a_deviation():
+    assert dataset_of(pa.table({"x": pa.nulls(4)}), 2).std("x", ignore_nulls=False) is None
+    parts = [pa.nulls(2), pa.array([1.0, 2.0, 4.0]), pa.nulls(1)]
+    dataset = dataset_of_slices([pa.table({"x": part}) for part in parts])
+    assert dataset.std("x") == pytest.approx(np.std([1, 2, 4], ddof=1))
+    assert dataset.std("x", ignore_nulls=False) is None
+
+
+def test_the_absolute_of_the_smallest_integer_is_positive():
+    values = pa.array([-128, 5, None], pa.int8())
+    assert dataset_of(pa.table({"x": values})).aggregate(AbsMax("x")) == {"abs_max(x)": 128}
+    smallest = dataset_of(pa.table({"x": [-(2**63)]}))
+    with pytest.raises(DataError, match=r"abs_max\(x\) cannot be computed: column 'x' is int64"):
+        smallest.aggregate(AbsMax("x"))
 
 
 def test_partial_results_are_merged_before_they_are_many(monkeypatch):
@@ -186,6 +264,22 @@ def test_what_cannot_be_computed_is_said():
         dataset.aggregate("sum")
     with pytest.raises(ConfigurationError, match="between 0 and 1"):
         Quantile("age", q=2)
+    with pytest.raises(ConfigurationError, match=r"sum\(\): name a column"):
+        dataset.aggregate(Sum(None))
+
+
+@pytest.mark.parametrize(
+    "values", [["a", "b"], [True, False], pa.array([1, 2], pa.timestamp("s"))], ids=str
+)
+def test_quantiles_of_what_are_no_numbers_are_refused(values):
+    with pytest.raises(DataError, match=r"quantile\(x\) cannot be computed: column 'x' is"):
+        dataset_of(pa.table({"x": values})).aggregate(Quantile("x"))
+
+
+def test_values_that_do_not_fit_together_are_said():
+    parts = [pa.table({"x": ["a"]}), pa.table({"x": [1]})]
+    with pytest.raises(DataError, match=r"min\(x\) cannot be computed: column 'x' is .*object"):
+        dataset_of_slices(parts).min("x")
 
 
 @settings(deadline=None, max_examples=60)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from minitrain.data.aggregate import Count, Max, Mean
 from minitrain.data.context import DataContext
-from minitrain.exceptions import ColumnError, ConfigurationError, TransformError
-from tests.data.slices import dataset_of
+from minitrain.exceptions import ColumnError, ConfigurationError, DataError, TransformError
+from tests.data.slices import dataset_of, dataset_of_slices
 
 rows = st.lists(
     st.tuples(
@@ -130,6 +130,33 @@ def test_zeros_and_nan_in_a_dictionary_are_one_each():
     assert counts.column("count()").to_pylist() == [3, 2]
 
 
+@pytest.mark.parametrize("name", ["", "_list", "id", "value", ".a", "[0]", "key 1"])
+def test_columns_of_any_name_can_be_keys(name):
+    dataset = dataset_of(pa.table({name: [2, 1, 2], "x": [1, 2, 3]}), 2)
+    expected = [{name: 1, "sum(x)": 2}, {name: 2, "sum(x)": 4}]
+    assert dataset.groupby(name).sum("x").take_all() == expected
+    assert dataset.groupby([name, "x"]).count().count() == 3
+    assert [row[name] for row in dataset.sort(name).take_all()] == [1, 2, 2]
+    sizes = dataset.groupby(name).map_groups(lambda g: {"n": [len(g["x"])]})
+    assert [row["n"] for row in sizes.take_all()] == [1, 2]
+    assert dataset.unique(name) == [2, 1]
+
+
+def test_nothing_of_unknown_columns_has_no_groups():
+    nothing = dataset_of(pa.table({"k": [1, 2]})).map_batches(lambda batch: batch)
+    nothing = nothing.filter(lambda row: False)
+    assert nothing.groupby("k").sum().take_all() == []
+    assert nothing.groupby("k").mean("x").take_all() == []
+
+
+def test_keys_of_several_types_are_refused():
+    dataset = dataset_of_slices([pa.table({"k": ["a"]}), pa.table({"k": [1]})])
+    with pytest.raises(DataError, match=r"count\(\): rows cannot be grouped by that: 'k' is "):
+        dataset.groupby("k").count().take_all()
+    with pytest.raises(DataError, match="k"):
+        dataset.groupby("k").map_groups(lambda group: group).take_all()
+
+
 @settings(deadline=None, max_examples=25)
 @given(rows, st.integers(1, 4), st.sampled_from([1, 64, 8 << 20]))
 def test_a_function_sees_each_group_once_and_whole(some, pieces, table_bytes):
@@ -211,6 +238,8 @@ def test_what_goes_wrong_names_the_group():
         dataset.groupby("kk")
     with pytest.raises(ColumnError, match=r"groupby\(k\): there is no column 'xx'"):
         dataset.groupby("k").sum("xx")
+    with pytest.raises(ConfigurationError, match="'k' is a key and a result; use alias_name"):
+        dataset.groupby("k").aggregate(Mean("x", alias_name="k"))
     with pytest.raises(ConfigurationError, match="did you mean 'pandas'"):
         dataset.groupby("k").map_groups(fails, batch_format="panda")
     with pytest.raises(TypeError, match="is no function"):
