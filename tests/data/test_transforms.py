@@ -314,7 +314,8 @@ def test_rows_are_sorted(some, pieces, first, second):
     got = rows_of(ours)
     assert [None if pd.isna(a) else a for a in theirs["a"]] == [row["a"] for row in got]
     assert theirs["b"].tolist() == [row["b"] for row in got]
-    by_float = [row["c"] for row in rows_of(dataset_of(table, pieces).sort("c", descending=True))]
+    sorted_by_float = dataset_of(table, pieces).sort("c", descending=np.bool_(1))
+    by_float = [row["c"] for row in rows_of(sorted_by_float)]
     assert by_float == sorted((c for _, _, c in some), reverse=True)
 
 
