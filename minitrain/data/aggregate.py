@@ -10,13 +10,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pat
 
+from minitrain.data.plans.groups import Groups, grouped_by, key_names, one_chunk
 from minitrain.data.plans.sorting import comparable
 from minitrain.data.plans.steps import check_columns
 from minitrain.data.values import concat_tables
@@ -26,7 +27,6 @@ __all__ = [
     "AbsMax",
     "AggregateFn",
     "Count",
-    "Groups",
     "Max",
     "Mean",
     "Min",
@@ -37,77 +37,10 @@ __all__ = [
     "aggregated",
     "check_aggregations",
     "columns_of",
-    "grouped_by",
 ]
 
 _MERGED_ROWS = 1 << 16
 """Partial results are merged when there are so many of them, or twice as many as there were."""
-
-
-@dataclass(frozen=True)
-class Groups:
-    """Which group each row of a table is in; the groups are in order of appearance.
-
-    Attributes:
-        keys: A row per group.
-        ids: A number per row.
-    """
-
-    keys: pa.Table
-    ids: np.ndarray
-
-    @classmethod
-    def of(cls, table: pa.Table, keys: Sequence[str]) -> Self:
-        """Group the rows by columns; without columns there is one group.
-
-        Raises:
-            pa.ArrowNotImplementedError: Arrow cannot compare values of a column.
-        """
-        if not keys:
-            return cls(table.select([]).slice(0, 1), np.zeros(table.num_rows, np.int64))
-        # Arrow reads some names as paths, or gives them to columns of its own.
-        names = _key_names(len(keys))
-        alike = pa.table([comparable(table.column(name)) for name in keys], names)
-        numbered = alike.append_column("row", pa.array(np.arange(table.num_rows)))
-        grouped = numbered.group_by(names, use_threads=False).aggregate([("row", "list")])
-        rows = _one_chunk(grouped.column("row_list"))
-        numbers = np.empty(table.num_rows, np.int64)
-        numbers[rows.flatten().to_numpy()] = pc.list_parent_indices(rows).to_numpy()
-        # Arrow's own order is not always that of appearance, with several keys and nulls.
-        appearance = np.argsort(pc.list_element(rows, 0).to_numpy())
-        ids = np.argsort(appearance)[numbers]
-        found = grouped.select(names).take(pa.array(appearance))
-        return cls(found.rename_columns(list(keys)), ids)
-
-    def __len__(self) -> int:
-        return self.keys.num_rows if self.keys.num_columns else min(1, len(self.ids))
-
-    def aggregate(self, values: Any, function: str, options: Any = None) -> pa.Array:
-        """Return what a function of Arrow gives for the values of each group."""
-        if not self.keys.num_columns and function != "list":  # one group, without hashing
-            alone = pa.table({"value": values}).group_by([], use_threads=False)
-            return _one_chunk(alone.aggregate([("value", function, options)]).column(0))
-        table = pa.table({"id": self.ids, "value": values})
-        grouped = table.group_by("id", use_threads=False)
-        made = grouped.aggregate([("value", function, options)]).sort_by("id")
-        return _one_chunk(made.column(f"value_{function}"))
-
-    def sum(self, values: np.ndarray) -> np.ndarray:
-        """Return the sum of a group's numbers for each group."""
-        return np.bincount(self.ids, values, len(self))
-
-
-def grouped_by(table: pa.Table, keys: Sequence[str], what: str) -> Groups:
-    """Group the rows by columns that a user has named.
-
-    Raises:
-        DataError: Values of a column cannot be compared.
-    """
-    try:
-        return Groups.of(table, keys)
-    except pa.ArrowNotImplementedError as error:
-        kinds = ", ".join(f"{name!r} is {table.schema.field(name).type}" for name in keys)
-        raise DataError(f"{what}: rows cannot be grouped by that: {kinds}") from error
 
 
 @dataclass(frozen=True)
@@ -484,7 +417,7 @@ def _partial(table: pa.Table, keys: Sequence[str], functions: Sequence[Aggregate
     names = ", ".join(function.name for function in functions)
     check_columns(columns_of(functions, keys), table.column_names, names)
     groups = grouped_by(table, keys, names)
-    columns = dict(zip(_key_names(len(keys)), groups.keys.columns, strict=True))
+    columns = dict(zip(key_names(len(keys)), groups.keys.columns, strict=True))
     for number, function in enumerate(functions):
         values: Any = groups.ids if function.on is None else table.column(function.on)
         with _computing(function, values):
@@ -510,10 +443,10 @@ def _merged(
     if len(held) == 1:
         return held[0]
     table = concat_tables(held)
-    key_names = _key_names(len(keys))
+    named = key_names(len(keys))
     names = ", ".join(function.name for function in functions)
-    groups = grouped_by(table.select(key_names).rename_columns(list(keys)), keys, names)
-    columns = dict(zip(key_names, groups.keys.columns, strict=True))
+    groups = grouped_by(table.select(named).rename_columns(list(keys)), keys, names)
+    columns = dict(zip(named, groups.keys.columns, strict=True))
     for number, function in enumerate(functions):
         parts = _parts(table, number)
         with _computing(function, parts[0]):
@@ -524,21 +457,17 @@ def _merged(
 
 def _finished(table: pa.Table, keys: Sequence[str], functions: Sequence[AggregateFn]) -> pa.Table:
     if keys:
-        table = table.sort_by([(name, "ascending") for name in _key_names(len(keys))])
-    columns = dict(zip(keys, table.select(_key_names(len(keys))).columns, strict=True))
+        table = table.sort_by([(name, "ascending") for name in key_names(len(keys))])
+    columns = dict(zip(keys, table.select(key_names(len(keys))).columns, strict=True))
     for number, function in enumerate(functions):
         columns[function.name] = function.finished(_parts(table, number))
     return pa.table(columns)
 
 
-def _key_names(keys: int) -> list[str]:
-    return [f"key {number}" for number in range(keys)]
-
-
 def _parts(table: pa.Table, number: int) -> list[pa.Array]:
     """Return what is kept of one function."""
     return [
-        _one_chunk(column)
+        one_chunk(column)
         for name, column in zip(table.column_names, table.columns, strict=True)
         if name.startswith(f"{number}.")
     ]
@@ -583,10 +512,6 @@ def _narrowed(sums: pa.Array, kinds: Sequence[pa.DataType]) -> pa.Array:
         with suppress(pa.ArrowInvalid):
             return sums.cast(kind)
     return sums
-
-
-def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
-    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def _floats(array: pa.Array) -> np.ndarray:

@@ -13,7 +13,6 @@ from minitrain.data import values
 from minitrain.data.aggregate import (
     AggregateFn,
     Count,
-    Groups,
     Max,
     Mean,
     Min,
@@ -29,6 +28,7 @@ from minitrain.data.dataset import Dataset
 from minitrain.data.plans.block import Block
 from minitrain.data.plans.columns import check_plan_columns
 from minitrain.data.plans.functions import BatchFormat, FunctionStep, tables_from, user_function
+from minitrain.data.plans.groups import Groups
 from minitrain.data.plans.mapped import HostTable, blocks_of
 from minitrain.data.plans.plan import Apply, Node, Whole, host_table, tables, written
 from minitrain.data.plans.sorting import Sorted

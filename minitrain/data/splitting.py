@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import pyarrow as pa
 
-from minitrain.data.aggregate import grouped_by
 from minitrain.data.plans.block import Block
 from minitrain.data.plans.columns import check_plan_columns
 from minitrain.data.plans.functions import check_count, check_seed
+from minitrain.data.plans.groups import grouped_by
 from minitrain.data.plans.plan import Listed, Node, Shuffle, ShuffleRows, Sliced
 from minitrain.data.plans.planning import order_of
 from minitrain.data.plans.tables import sliced

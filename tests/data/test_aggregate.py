@@ -14,7 +14,6 @@ from minitrain.data import aggregate as aggregate_module
 from minitrain.data.aggregate import (
     AbsMax,
     Count,
-    Groups,
     Max,
     Mean,
     Min,
@@ -24,6 +23,7 @@ from minitrain.data.aggregate import (
     Unique,
     aggregated,
 )
+from minitrain.data.plans.groups import Groups
 from minitrain.exceptions import ColumnError, ConfigurationError, DataError
 from tests.data.slices import dataset_of, dataset_of_slices
 

@@ -14,12 +14,12 @@ from urllib.parse import quote
 import numpy as np
 import pyarrow as pa
 
-from minitrain.data.aggregate import grouped_by
 from minitrain.data.context import DataContext
 from minitrain.data.files.paths import PathLike
 from minitrain.data.files.source import NULL_PARTITION
 from minitrain.data.plans.columns import known_schema
 from minitrain.data.plans.functions import check_count
+from minitrain.data.plans.groups import grouped_by
 from minitrain.data.plans.plan import Node
 from minitrain.data.plans.steps import check_columns
 from minitrain.data.values import concat_tables, converted_column
