@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.types as pat
 
 from minitrain.data.context import DataContext
 from minitrain.data.dataset import from_source
 from minitrain.data.files.schemas import differences, fit
 from minitrain.data.plans.functions import check_count
 from minitrain.data.plans.sources import RangeSource, Rows, RowsSource, StreamSource, TableSource
-from minitrain.data.values import table_from_batch, table_from_rows
+from minitrain.data.values import table_from_batch, table_from_rows, without_views
 from minitrain.exceptions import ConfigurationError, SchemaMismatchError
 
 if TYPE_CHECKING:
@@ -228,17 +227,7 @@ def _arrow_table(given: Any) -> pa.Table:
                 "PyCapsule interface (__arrow_c_stream__)"
             )
         given = pa.table(given)
-    return _without_views(given)
-
-
-def _without_views(table: pa.Table) -> pa.Table:
-    """Give strings the layout that all of pyarrow's functions know; polars has another one."""
-    for index, one in enumerate(table.schema):
-        if pat.is_string_view(one.type):
-            table = table.set_column(index, one.name, table.column(index).cast(pa.large_string()))
-        elif pat.is_binary_view(one.type):
-            table = table.set_column(index, one.name, table.column(index).cast(pa.large_binary()))
-    return table
+    return without_views(given)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
 import tqdm
 
-from minitrain.data import creation
+from minitrain.data import creation, read_parquet
 from minitrain.data.plans.sources import RangeSource, TableSource, ranges
 from minitrain.exceptions import ColumnError, ConfigurationError, SchemaMismatchError
 
@@ -88,6 +89,75 @@ def test_a_relation_of_duckdb():
     with duckdb.connect() as connection:
         relation = connection.sql("SELECT * FROM (VALUES (1, 'x'), (2, 'y')) AS t(a, b)")
         assert values(creation.from_arrow(relation)) == [(1, "x"), (2, "y")]
+
+
+TEXTS = ["a", None, "longer than what a view holds itself"]
+BLOBS = [b"a", None, b"longer than what a view holds itself"]
+OF_POLARS = {
+    "string": pl.Series(TEXTS),
+    "binary": pl.Series(BLOBS),
+    "categorical": pl.Series(TEXTS, dtype=pl.Categorical),
+    "enum": pl.Series(TEXTS, dtype=pl.Enum([TEXTS[0], TEXTS[2]])),
+    "list": pl.Series([[text] for text in TEXTS]),
+    "list of binary": pl.Series([[blob] for blob in BLOBS]),
+    "list of lists": pl.Series([[[text], []] for text in TEXTS]),
+    "list of categorical": pl.Series([[text] for text in TEXTS], dtype=pl.List(pl.Categorical)),
+    "array": pl.Series([[text] for text in TEXTS], dtype=pl.Array(pl.String, 1)),
+    "struct": pl.Series([{"s": text, "n": 1} for text in TEXTS]),
+    "struct of lists": pl.Series([{"s": [text]} for text in TEXTS]),
+    "list of structs": pl.Series([[{"s": text}] for text in TEXTS]),
+}
+
+
+def checks_rows(dataset, expected, path):
+    """What needs a kernel of pyarrow for the type of each column, against the rows themselves."""
+    by_row = {row["row"]: row for row in expected}
+    last = expected[1:]
+    assert dataset.take_all() == expected
+    assert len(dataset.take_batch(3)["c"]) == 3
+    assert dataset.map_batches(lambda batch: batch, batch_format="pyarrow").take_all() == expected
+    assert dataset.map_batches(lambda batch: batch).count() == 3
+    assert dataset.filter(pc.field("row") > 0).take_all() == last
+    assert dataset.filter(lambda row: row["row"] > 0).take_all() == last
+    assert dataset.sort("row", descending=True).take_all() == expected[::-1]
+    assert [by_row[row["row"]] == row for row in dataset.random_shuffle().take_all()] == [True] * 3
+    dataset.write_parquet(path)
+    assert read_parquet(path).take_all() == expected
+
+
+@pytest.mark.parametrize("kind", OF_POLARS)
+def test_every_column_of_polars_goes_through_every_step(kind, tmp_path):
+    frame = pl.DataFrame({"c": OF_POLARS[kind], "row": range(3)})
+    checks_rows(creation.from_arrow(frame), frame.to_dicts(), tmp_path)
+
+
+@pytest.mark.parametrize("views", [False, True])
+def test_every_column_of_duckdb_goes_through_every_step(views, tmp_path):
+    values = {
+        "c": "r",
+        "blob": "r::blob",
+        "enum": "r::kind",
+        "list": "[r]",
+        "array": "[r]::varchar[1]",
+        "struct": "{'s': r}",
+        "map": "map {'k': r}",
+    }
+    columns = ", ".join(f'{value} as "{name}"' for name, value in values.items())
+    query = f"select {columns}, i as row from (select i, i::varchar as r from range(3) t(i))"
+    with duckdb.connect() as connection:
+        connection.sql("create type kind as enum ('0', '1', '2')")
+        connection.sql(f"set produce_arrow_string_view={views}")
+        connection.sql("set arrow_output_version='1.4'")
+        expected = pa.table(connection.sql(query)).to_pylist()
+        checks_rows(creation.from_arrow(connection.sql(query)), expected, tmp_path)
+
+
+def test_views_keep_what_their_fields_say():
+    view = pa.field("s", pa.string_view(), nullable=False, metadata={"a": "b"})
+    table = pa.table([pa.array(["x"], view.type)], schema=pa.schema([view], metadata={"c": "d"}))
+    schema = creation.from_arrow(table).schema()
+    assert schema.field("s").equals(view.with_type(pa.large_string()), check_metadata=True)
+    assert schema.metadata == {b"c": b"d"}
 
 
 def test_what_does_not_speak_arrow():

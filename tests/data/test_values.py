@@ -600,6 +600,15 @@ def test_tables_record_batches_frames_and_dicts_are_batches():
     assert table_from_batch(pd.DataFrame(np.zeros((2, 2))), "f").column_names == ["0", "1"]
 
 
+def test_no_batch_has_views_which_most_functions_of_pyarrow_do_not_know():
+    array = pa.array(["a", "b"], pa.string_view())
+    table = pa.table({"x": array})
+    for batch in (table, table.to_batches()[0], {"x": array}):
+        made = table_from_batch(batch, "f")
+        assert made.schema.field("x").type == pa.large_string()
+        assert made.to_pydict() == {"x": ["a", "b"]}
+
+
 def test_a_category_stays_one():
     frame = pd.DataFrame({"x": pd.Categorical(["b", "a", "b"], categories=["a", "b", "c"])})
     back = pandas_from_table(table_from_batch(frame, "f"))

@@ -31,6 +31,7 @@ from minitrain.data.values.joining import (
 from minitrain.data.values.tensors import torch_from_numpy, torch_from_table
 from minitrain.data.values.to_arrow import array_from_list, array_from_numpy
 from minitrain.data.values.types import ObjectType, RaggedTensorType
+from minitrain.data.values.views import without_views
 
 __all__ = [
     "ObjectType",
@@ -53,4 +54,5 @@ __all__ = [
     "table_from_rows",
     "torch_from_numpy",
     "torch_from_table",
+    "without_views",
 ]

@@ -17,6 +17,7 @@ from minitrain.data.values.to_arrow import (
     is_tensor,
     numpy_from_tensor,
 )
+from minitrain.data.values.views import without_views
 from minitrain.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -80,10 +81,10 @@ def table_from_batch(batch: Any, what: str) -> pa.Table:
         TypeError: It is something else, or it holds what can neither be in Arrow nor be pickled.
         ValueError: Its columns have different lengths, or the same name.
     """
-    if isinstance(batch, pa.Table):
-        return batch
     if isinstance(batch, pa.RecordBatch):
-        return pa.Table.from_batches([batch])
+        batch = pa.Table.from_batches([batch])
+    if isinstance(batch, pa.Table):
+        return without_views(batch)
     if _is_from_pandas(batch, "DataFrame"):
         names = [str(name) for name in batch.columns]
         columns = [(name, batch.iloc[:, index]) for index, name in enumerate(names)]
@@ -103,7 +104,7 @@ def table_from_batch(batch: Any, what: str) -> pa.Table:
 def _table(arrays: Mapping[str, Any], rows: int) -> pa.Table:
     """Return a table; without columns it has this number of rows all the same."""
     if arrays:
-        return pa.table(dict(arrays))
+        return without_views(pa.table(dict(arrays)))
     return pa.table({"": pa.nulls(rows)}).select([])
 
 
