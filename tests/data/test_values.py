@@ -609,6 +609,27 @@ def test_no_batch_has_views_which_most_functions_of_pyarrow_do_not_know():
         assert made.to_pydict() == {"x": ["a", "b"]}
 
 
+NOT_OF_ARROW = {
+    "complex": (pd.Series([1j, 2.0]), ObjectType(), [1j, 2 + 0j]),
+    "categories of complex": (pd.Series(pd.Categorical([1j])), ObjectType(), [1j]),
+    "categories of two kinds": (pd.Series(pd.Categorical(["a", 1])), ObjectType(), ["a", 1]),
+    "sparse": (pd.Series(pd.arrays.SparseArray([0, 0, 1])), pa.int64(), [0, 0, 1]),
+    "sparse with NaN": (
+        pd.Series(pd.arrays.SparseArray([np.nan, 1.5])),
+        pa.float64(),
+        [None, 1.5],
+    ),
+    "sparse texts": (pd.Series(pd.arrays.SparseArray(["a", ""])), pa.string(), ["a", ""]),
+}
+
+
+@pytest.mark.parametrize(("series", "type_", "expected"), NOT_OF_ARROW.values(), ids=NOT_OF_ARROW)
+def test_columns_of_pandas_that_pyarrow_does_not_take(series, type_, expected):
+    table = table_from_batch(pd.DataFrame({"x": series}), "f")
+    assert table.schema.field("x").type == type_
+    assert [row["x"] for row in rows_from_table(table)] == expected
+
+
 def test_a_category_stays_one():
     frame = pd.DataFrame({"x": pd.Categorical(["b", "a", "b"], categories=["a", "b", "c"])})
     back = pandas_from_table(table_from_batch(frame, "f"))

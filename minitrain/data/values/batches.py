@@ -148,14 +148,23 @@ def _array(values: Any) -> pa.Array | pa.ChunkedArray:
     if isinstance(values, pa.Array | pa.ChunkedArray):
         return values
     if _is_from_pandas(values, "Series", "Index"):
-        if values.dtype == object:
-            return array_from_list(values.tolist())
-        return pa.array(values, from_pandas=True)
+        return _array_from_pandas(values)
     if is_tensor(type(values)):
         return array_from_numpy(numpy_from_tensor(values))
     if isinstance(values, list | tuple):
         return array_from_list(values)
     raise TypeError(f"it is {_a(values)}, not an array or a list")
+
+
+def _array_from_pandas(values: Any) -> pa.Array | pa.ChunkedArray:
+    if _is_from_pandas(values.dtype, "SparseDtype"):
+        values = values.astype(values.dtype.subtype)
+    if values.dtype == object:
+        return array_from_list(values.tolist())
+    try:
+        return pa.array(values, from_pandas=True)
+    except pa.ArrowException:  # complex numbers, categories of several kinds
+        return array_from_list(values.tolist())
 
 
 def table_from_rows(rows: Sequence[Mapping[str, Any]], what: str) -> pa.Table:
