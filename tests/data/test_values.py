@@ -661,6 +661,7 @@ def test_texts_and_times_are_pandas_own():
         ({"a": torch.tensor(1)}, ValueError, "column 'a' that cannot be one: a single value"),
         ({1: [1]}, TypeError, "column named 1"),
         ({"a": [threading.Lock()]}, TypeError, "column 'a' .*cannot be pickled"),
+        (pa.table([[1], [2]], names=["a", "a"]), ValueError, "returned two columns named 'a'"),
         (
             pd.DataFrame([[1, 2]], columns=["a", "a"]),
             ValueError,

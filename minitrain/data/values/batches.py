@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +85,7 @@ def table_from_batch(batch: Any, what: str) -> pa.Table:
     if isinstance(batch, pa.RecordBatch):
         batch = pa.Table.from_batches([batch])
     if isinstance(batch, pa.Table):
+        _check_names(batch.column_names, what)
         return without_views(batch)
     if _is_from_pandas(batch, "DataFrame"):
         names = [str(name) for name in batch.columns]
@@ -124,7 +126,7 @@ def _check_names(names: Sequence[Any], what: str) -> None:
     for name in names:
         if not isinstance(name, str):
             raise TypeError(f"{what} returned a column named {name!r}: names are strings")
-    twice = {name for name in names if names.count(name) > 1}
+    twice = {name for name, number in Counter(names).items() if number > 1}
     if twice:
         raise ValueError(f"{what} returned two columns named {min(twice)!r}")
 
