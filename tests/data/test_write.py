@@ -434,3 +434,5 @@ def test_wrong_places_and_sizes_are_refused(tmp_path):
         dataset.write_parquet(tmp_path, partition_cols=["idd"])
     with pytest.raises(ConfigurationError, match="no other column is left"):
         dataset.write_parquet(tmp_path, partition_cols=["id", "text", "x"])
+    with pytest.raises(DataError, match="there is no column to write"):
+        dataset.select_columns([]).write_csv(tmp_path)

@@ -255,6 +255,8 @@ class _Files:
         """Refuse columns that cannot be written."""
         check_columns(self._keys, schema.names, "partition_cols")
         names = [name for name in schema.names if name not in self._keys]
+        if not schema.names:
+            raise DataError("there is no column to write")
         if not names:
             raise ConfigurationError(f"partition_cols={list(self._keys)}: no other column is left")
         self._encoder.check(pa.schema([schema.field(name) for name in names]))
