@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -64,7 +66,15 @@ def from_items(items: Sequence[Any], *, override_num_blocks: int | None = None) 
     Args:
         items: Dicts, whose keys become columns; anything else goes into a column ``item``.
         override_num_blocks: How many blocks to make.
+
+    Raises:
+        TypeError: It is no list of items, but a table or a dict of columns.
     """
+    if isinstance(items, Mapping | str | bytes) or _has_columns(items) or not _has_elements(items):
+        raise TypeError(
+            f"from_items: {type(items).__name__} is no list of items; from_numpy takes a dict of "
+            "columns, from_pandas a frame, from_arrow a table"
+        )
     table = _table_of_items(list(items), "from_items")
     return _of_tables("from_items", [table], override_num_blocks)
 
@@ -78,8 +88,12 @@ def from_pandas(dfs: Any, *, override_num_blocks: int | None = None) -> Dataset:
 
     Raises:
         SchemaMismatchError: They have different columns.
+        TypeError: One is no frame.
     """
     frames = list(dfs) if isinstance(dfs, list | tuple) else [dfs]
+    for frame in frames:
+        if not (_has_columns(frame) and hasattr(frame, "iloc")):
+            raise TypeError(f"from_pandas: {type(frame).__name__} is no pandas.DataFrame")
     tables = [table_from_batch(frame, "from_pandas") for frame in frames]
     return _of_tables("from_pandas", tables, override_num_blocks)
 
@@ -98,13 +112,12 @@ def from_numpy(
 
     Raises:
         SchemaMismatchError: Arrays that follow one another have different types or shapes.
+        TypeError: It is nothing of that, or an array without a dimension.
     """
     if isinstance(ndarrays, Mapping):
         batches: list[dict[str, Any]] = [dict(ndarrays)]
-    elif isinstance(ndarrays, np.ndarray):
-        batches = [{"data": ndarrays}]
     else:
-        batches = [{"data": np.asarray(array)} for array in ndarrays]
+        batches = [{"data": array} for array in _arrays(ndarrays)]
     tables = [table_from_batch(batch, "from_numpy") for batch in batches]
     return _of_tables("from_numpy", tables, override_num_blocks)
 
@@ -119,11 +132,15 @@ def from_arrow(tables: Any, *, override_num_blocks: int | None = None) -> Datase
         override_num_blocks: How many blocks to make.
 
     Raises:
+        ConfigurationError: Several columns have one name.
         SchemaMismatchError: Tables of a list have different columns.
         TypeError: It is nothing of that.
     """
     several = tables if isinstance(tables, list | tuple) else [tables]
     found = [_arrow_table(one) for one in several]
+    twice = [name for one in found for name, n in Counter(one.column_names).items() if n > 1]
+    if twice:
+        raise ConfigurationError(f"from_arrow: there are several columns named {min(twice)!r}")
     return _of_tables("from_arrow", found, override_num_blocks)
 
 
@@ -162,9 +179,14 @@ def from_torch(
             ``IterableDataset`` is read to its end now.
         local_read: Accepted as in ray.data; data is always read by the process that needs it.
         override_num_blocks: How many blocks to make.
+
+    Raises:
+        TypeError: It is neither.
     """
     del local_read
-    if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
+    if isinstance(dataset, Mapping) or not _has_elements(dataset):
+        raise TypeError(f"from_torch: {type(dataset).__name__} is no torch.utils.data.Dataset")
+    if not _is_stream(dataset) and hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
         number = _blocks(override_num_blocks)
         return from_source(RowsSource(kind="from_torch", items=_Items(dataset), number=number))
     table = table_from_rows([{"item": item} for item in dataset], "from_torch")
@@ -177,13 +199,44 @@ def from_tf(dataset: Any, *, override_num_blocks: int | None = None) -> Dataset:
     Args:
         dataset: Of dicts, whose keys become columns; anything else goes into a column ``item``.
         override_num_blocks: How many blocks to make.
+
+    Raises:
+        TypeError: It is none.
     """
+    if not hasattr(dataset, "as_numpy_iterator"):
+        raise TypeError(f"from_tf: {type(dataset).__name__} is no tf.data.Dataset")
     table = _table_of_items(list(dataset.as_numpy_iterator()), "from_tf")
     return _of_tables("from_tf", [table], override_num_blocks)
 
 
 def _blocks(number: int | None) -> int | None:
     return None if number is None else check_count("override_num_blocks", number)
+
+
+def _has_elements(given: Any) -> bool:
+    return hasattr(given, "__iter__") or hasattr(given, "__getitem__")
+
+
+def _has_columns(given: Any) -> bool:
+    """Return whether it is a table: of pandas, polars, Arrow or duckdb, or a dataset."""
+    return hasattr(given, "columns")
+
+
+def _is_stream(dataset: Any) -> bool:
+    """Return whether torch has no elements of it, though it may have a length."""
+    torch_data = sys.modules.get("torch.utils.data")
+    return torch_data is not None and isinstance(dataset, torch_data.IterableDataset)
+
+
+def _arrays(given: Any) -> list[np.ndarray]:
+    is_one = isinstance(given, np.ndarray) or not _has_elements(given)
+    arrays = [np.asarray(array) for array in ([given] if is_one else given)]
+    if not all(array.ndim for array in arrays):
+        raise TypeError(
+            f"from_numpy: {type(given).__name__} is no array with rows, no list of such arrays and "
+            "no dict of columns"
+        )
+    return arrays
 
 
 def _of_tables(kind: str, tables: Sequence[pa.Table], number: int | None) -> Dataset:
@@ -226,8 +279,17 @@ def _arrow_table(given: Any) -> pa.Table:
                 f"from_arrow: {type(given).__name__} is no Arrow table and does not speak Arrow's "
                 "PyCapsule interface (__arrow_c_stream__)"
             )
-        given = pa.table(given)
+        given = _imported(given)
     return without_views(given)
+
+
+def _imported(given: Any) -> pa.Table:
+    try:
+        return pa.table(given)
+    except pa.ArrowException as error:
+        raise TypeError(
+            f"from_arrow: pyarrow makes no table of this {type(given).__name__}: {error}"
+        ) from error
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,10 +33,9 @@ def test_numbers():
         creation.range(-1)
     with pytest.raises(TypeError, match="must be an int"):
         creation.range(2.5)
-    with pytest.raises(ConfigurationError, match="override_num_blocks=0"):
-        creation.range(3, override_num_blocks=0)
-    with pytest.raises(ConfigurationError, match="override_num_blocks='2'"):
-        creation.range(3, override_num_blocks="2")
+    for number in (0, "2", 2.5):
+        with pytest.raises(ConfigurationError, match=f"override_num_blocks={number!r}"):
+            creation.range(3, override_num_blocks=number)
 
 
 def test_items():
@@ -93,6 +92,7 @@ def test_a_relation_of_duckdb():
 
 TEXTS = ["a", None, "longer than what a view holds itself"]
 BLOBS = [b"a", None, b"longer than what a view holds itself"]
+INT_128 = pl.Series([1]).cast(pl.Int128)
 OF_POLARS = {
     "string": pl.Series(TEXTS),
     "binary": pl.Series(BLOBS),
@@ -160,9 +160,38 @@ def test_views_keep_what_their_fields_say():
     assert schema.metadata == {b"c": b"d"}
 
 
-def test_what_does_not_speak_arrow():
-    with pytest.raises(TypeError, match="from_arrow: dict is no Arrow table"):
-        creation.from_arrow({"a": [1]})
+WRONG = {
+    "a number of items": (creation.from_items, 5, "from_items: int is no list of items"),
+    "a text of items": (creation.from_items, "abc", "str is no list"),
+    "a dict of items": (creation.from_items, {"a": [1]}, "dict is no list"),
+    "a frame of items": (creation.from_items, pd.DataFrame({"a": [1]}), "from_pandas a frame"),
+    "a table of items": (creation.from_items, TABLE, "from_arrow a table"),
+    "a dataset of items": (creation.from_items, creation.range(1), "Dataset is no list"),
+    "a series": (creation.from_pandas, pd.Series([1]), "from_pandas: Series is no pandas.Data"),
+    "a list of series": (creation.from_pandas, [pd.Series([1])], "Series is no pandas.DataFrame"),
+    "a number": (creation.from_numpy, 5, "from_numpy: int is no array"),
+    "a text": (creation.from_numpy, "abc", "from_numpy: str is no array"),
+    "numbers": (creation.from_numpy, [1, 2], "from_numpy: list is no array"),
+    "an array without rows": (creation.from_numpy, np.array(5), "ndarray is no array with rows"),
+    "a dict": (creation.from_arrow, {"a": [1]}, "from_arrow: dict is no Arrow table"),
+    "an array of Arrow": (creation.from_arrow, pa.array([1]), "no table of this Int64Array"),
+    "a series of polars": (creation.from_arrow, pl.Series([1]), "no table of this Series"),
+    "128 bits": (creation.from_arrow, pl.DataFrame({"a": INT_128}), "no table of this DataFrame"),
+    "a name twice": (
+        creation.from_arrow,
+        pa.table([[1], [2]], names=["a", "a"]),
+        "several columns named 'a'",
+    ),
+    "no torch": (creation.from_torch, 5, "from_torch: int is no torch.utils.data.Dataset"),
+    "a dict for torch": (creation.from_torch, {"a": 1}, "from_torch: dict is no torch"),
+    "no tensorflow": (creation.from_tf, 5, "from_tf: int is no tf.data.Dataset"),
+}
+
+
+@pytest.mark.parametrize(("function", "given", "message"), WRONG.values(), ids=WRONG)
+def test_what_no_dataset_can_be_made_of(function, given, message):
+    with pytest.raises((TypeError, ConfigurationError), match=message):
+        function(given)
 
 
 @pytest.fixture
@@ -220,8 +249,14 @@ def test_a_torch_dataset_is_read_where_it_is_needed():
     assert values(dataset) == [(n**2,) for n in range(10_000)]
 
 
-def test_a_torch_stream_is_read_at_once():
-    assert values(creation.from_torch(Stream())) == [({"x": 1},), ({"x": 2},)]
+class Counted(Stream):
+    def __len__(self):
+        return 2
+
+
+@pytest.mark.parametrize("stream", [Stream(), Counted()])
+def test_a_torch_stream_is_read_at_once(stream):
+    assert values(creation.from_torch(stream)) == [({"x": 1},), ({"x": 2},)]
 
 
 class NumpyElements:
