@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import pyarrow.compute as pc
 
 from minitrain.data.plans.functions import (
@@ -173,24 +175,18 @@ class Transforms(ABC):
             fn_constructor_kwargs: Likewise.
             concurrency: Likewise.
         """
-        if isinstance(fn, pc.Expression | str):
-            fn, expr = None, fn
-        if isinstance(fn, str):
-            fn, expr = None, fn  # an expression was meant
+        given = (fn_args, fn_kwargs, fn_constructor_args, fn_constructor_kwargs)
+        if isinstance(fn, pc.Expression | str) and expr is None:
+            fn, expr = None, fn  # of a text, too, an expression was meant
         if (fn is None) == (expr is None):
             raise ConfigurationError("filter: give either a function or an expression (expr=...)")
         if expr is not None:
-            if not isinstance(expr, pc.Expression):
-                raise TypeError(
-                    f"filter(expr) must be an expression of pyarrow.compute, such as "
-                    f"pyarrow.compute.field('age') > 30, not {expr!r}"
-                )
-            return self._then(Filter(expr))
+            step = Filter(_expression("filter", expr, "pyarrow.compute.field('age') > 30"))
+            if any(one is not None for one in given):
+                raise ConfigurationError("filter: an expression takes no arguments of a function")
+            return self._then(step)
         assert fn is not None
-        function = user_function(
-            fn, fn_args, fn_kwargs, fn_constructor_args, fn_constructor_kwargs, concurrency
-        )
-        return self._then(FilterRows(function, "filter"))
+        return self._then(FilterRows(user_function(fn, *given, concurrency), "filter"))
 
     def add_column(
         self,
@@ -209,13 +205,16 @@ class Transforms(ABC):
             concurrency: As in :meth:`map_batches`.
         """
         check_format(batch_format)
+        (name,) = _names("add_column", [col])
         function = user_function(fn, concurrency=concurrency)
-        return self._then(AddColumn(function, "add_column", col, batch_format))
+        return self._then(AddColumn(function, "add_column", name, batch_format))
 
     # ------------------------------------------------------------------ columns and rows
     def with_column(self, column_name: str, expr: pc.Expression) -> Self:
         """Add a column that an expression of ``pyarrow.compute`` gives."""
-        return self._then(WithColumn(column_name, expr))
+        (name,) = _names("with_column", [column_name])
+        expression = _expression("with_column", expr, "pyarrow.compute.field('age') + 1")
+        return self._then(WithColumn(name, expression))
 
     def drop_columns(self, cols: Sequence[str]) -> Self:
         """Leave columns out."""
@@ -231,8 +230,13 @@ class Transforms(ABC):
     def rename_columns(self, names: Mapping[str, str] | Sequence[str]) -> Self:
         """Rename columns: a dict of old and new names, or all new names in order."""
         if isinstance(names, Mapping):
-            return self._then(Rename(tuple(names.items())))
-        return self._then(Rename(_names("rename_columns", names)))
+            old, new = list(names), list(names.values())
+            pairs = zip(_names("rename_columns", old), _names("rename_columns", new), strict=True)
+            return self._then(Rename(tuple(pairs)))
+        listed = _names("rename_columns", names)
+        if not listed:
+            raise ConfigurationError("rename_columns: name at least one column")
+        return self._then(Rename(listed))
 
     def limit(self, limit: int) -> Self:
         """Keep the first rows."""
@@ -246,14 +250,14 @@ class Transforms(ABC):
             seed: Of the draw; None means 0, since all workers must draw the same rows, also after
                 a restart.
         """
-        if not 0 <= fraction <= 1:
-            raise ConfigurationError(f"random_sample({fraction}): must be between 0 and 1")
+        if not isinstance(fraction, Real) or not 0 <= fraction <= 1:
+            raise ConfigurationError(f"random_sample({fraction!r}): must be between 0 and 1")
         return self._then(Sample(fraction, check_seed("random_sample", seed)))
 
     # ------------------------------------------------------------------ datasets
     def union(self, *other: Self) -> Self:
         """Return the rows of this dataset and then those of others."""
-        return self._with(Union((self.plan, *(one.plan for one in other))))
+        return self._with(Union((self.plan, *_plans("union", other))))
 
     def zip(self, *other: Self) -> Self:
         """Return this dataset's columns and those of others, of as many rows, side by side.
@@ -261,8 +265,8 @@ class Transforms(ABC):
         A column whose name is taken gets a number: ``x_1``.
         """
         plan = self.plan
-        for one in other:
-            plan = Zip(plan, one.plan)
+        for one in _plans("zip", other):
+            plan = Zip(plan, one)
         return self._with(plan)
 
     # ------------------------------------------------------------------ order
@@ -336,9 +340,7 @@ class Transforms(ABC):
         keys = _names("sort", key)
         if not keys:
             raise ConfigurationError("sort: name at least one column")
-        down = list(descending) if isinstance(descending, Iterable) else [descending] * len(keys)
-        if len(down) != len(keys):
-            raise ConfigurationError(f"sort: {len(keys)} columns, but {len(down)} directions")
+        down = _directions(descending, len(keys))
         by = Sorted(tuple(zip(keys, down, strict=True)))
         return self._with(Whole(self.plan, by.describe(), by))
 
@@ -349,7 +351,9 @@ class Transforms(ABC):
         return GroupedData(self.plan, () if key is None else _names("groupby", key))
 
 
-def _names(what: str, names: str | Sequence[str]) -> tuple[str, ...]:
+def _names(what: str, names: str | Iterable[str]) -> tuple[str, ...]:
+    if isinstance(names, Mapping) or not isinstance(names, Iterable):
+        raise TypeError(f"{what}: {names!r} is no name of a column and no list of names")
     listed = (names,) if isinstance(names, str) else tuple(names)
     wrong = [name for name in listed if not isinstance(name, str)]
     if wrong:
@@ -357,3 +361,30 @@ def _names(what: str, names: str | Sequence[str]) -> tuple[str, ...]:
     if len(set(listed)) < len(listed):
         raise ConfigurationError(f"{what}: a column is named twice in {list(listed)}")
     return listed
+
+
+def _expression(what: str, expr: Any, example: str) -> pc.Expression:
+    if not isinstance(expr, pc.Expression):
+        raise TypeError(
+            f"{what}(expr) must be an expression of pyarrow.compute, such as {example}, "
+            f"not {expr!r}"
+        )
+    return expr
+
+
+def _plans(what: str, others: Iterable[Any]) -> list[Node]:
+    for one in others:
+        if not isinstance(one, Transforms):
+            several = isinstance(one, list | tuple)
+            hint = f": give them one by one, {what}(*datasets)" if several else ""
+            raise TypeError(f"{what}: {type(one).__name__} is no dataset{hint}")
+    return [one.plan for one in others]
+
+
+def _directions(descending: bool | Iterable[bool], columns: int) -> list[bool]:
+    down = list(descending) if isinstance(descending, Iterable) else [descending] * columns
+    if not all(isinstance(one, bool | np.bool_) for one in down):
+        raise TypeError(f"sort(descending={descending!r}): must be True or False, or one a column")
+    if len(down) != columns:
+        raise ConfigurationError(f"sort: {columns} columns, but {len(down)} directions")
+    return [bool(one) for one in down]

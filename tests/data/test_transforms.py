@@ -19,6 +19,7 @@ from tests.data.slices import dataset_of, dataset_of_slices
 ROWS = [{"id": i, "x": i / 2, "s": f"s{i % 4}"} for i in range(250)]
 TABLE = pa.Table.from_pylist(ROWS)
 FRAME = TABLE.to_pandas()
+ODD = pc.equal(pc.bit_wise_and(pc.field("id"), 1), 1)
 
 
 def rows_of(dataset):
@@ -534,20 +535,60 @@ def test_wrong_names_are_refused():
         (lambda d: d.map_batches(len, batch_size=0), ConfigurationError, "batch_size"),
         (lambda d: d.map_batches(len, batch_format="panda"), ConfigurationError, "'pandas'"),
         (lambda d: d.map(len, concurrency=0), ConfigurationError, "concurrency"),
+        (lambda d: d.map(len, concurrency=()), ConfigurationError, "the fewest and the most"),
+        (lambda d: d.map(len, concurrency=(1, 2, 1)), ConfigurationError, "fewest and the most"),
+        (lambda d: d.map(len, concurrency=(3, 1)), ConfigurationError, "fewest and the most"),
+        (lambda d: d.map(len, concurrency=("a", 1)), ConfigurationError, "an integer"),
+        (lambda d: d.map(len, fn_args=5), TypeError, "fn_args must be a list .* not int"),
+        (lambda d: d.map(len, fn_args="ab"), TypeError, "fn_args must be a list .* not str"),
+        (lambda d: d.map(len, fn_kwargs=[1]), TypeError, "fn_kwargs must be a dict .* not list"),
+        (lambda d: d.map(len, fn_kwargs={1: 2}), TypeError, "fn_kwargs: 1 is no name"),
+        (lambda d: d.map(len, fn_constructor_args=[1]), ConfigurationError, "and len is none"),
+        (lambda d: d.map(len, fn_constructor_kwargs={"a": 1}), ConfigurationError, "of a class"),
         (lambda d: d.filter(), ConfigurationError, "either a function or an expression"),
+        (lambda d: d.filter(ODD, ODD), ConfigurationError, "either a function or an expression"),
+        (lambda d: d.filter(len, ODD), ConfigurationError, "either a function or an expression"),
+        (lambda d: d.filter(ODD, fn_args=[1]), ConfigurationError, "no arguments"),
+        (lambda d: d.with_column("y", 5), TypeError, r"with_column\(expr\) must be an expression"),
+        (lambda d: d.with_column("y", len), TypeError, "such as pyarrow.compute.field"),
+        (lambda d: d.with_column(5, ODD), TypeError, "with_column: 5 is no name of a column"),
+        (lambda d: d.add_column(5, len), TypeError, "add_column: 5 is no name of a column"),
+        (lambda d: d.select_columns(5), TypeError, "select_columns: 5 is no name"),
+        (lambda d: d.select_columns({"id": "x"}), TypeError, "select_columns: .* no list of names"),
+        (lambda d: d.groupby(len), TypeError, "groupby: .* is no name"),
+        (lambda d: d.rename_columns({"id": 5}), TypeError, "rename_columns: 5 is no name"),
+        (lambda d: d.rename_columns({5: "id"}), TypeError, "rename_columns: 5 is no name"),
+        (lambda d: d.rename_columns({"id": "a", "x": "a"}), ConfigurationError, "named twice"),
+        (lambda d: d.rename_columns([]), ConfigurationError, "at least one column"),
+        (lambda d: d.union([d]), TypeError, r"list is no dataset: .* union\(\*datasets\)"),
+        (lambda d: d.union(TABLE), TypeError, "union: Table is no dataset"),
+        (lambda d: d.zip(d, [d]), TypeError, r"list is no dataset: .* zip\(\*datasets\)"),
         (lambda d: d.filter(expr="x > 1"), TypeError, "expression of pyarrow.compute"),
         (lambda d: d.filter("x > 1"), TypeError, "expression of pyarrow.compute"),
         (lambda d: d.limit(-1), ConfigurationError, "limit"),
         (lambda d: d.random_sample(1.5), ConfigurationError, "between 0 and 1"),
+        (lambda d: d.random_sample("1"), ConfigurationError, "'1'.* between 0 and 1"),
         (lambda d: d.repartition(), ConfigurationError, "either num_blocks or"),
         (lambda d: d.repartition(0), ConfigurationError, "repartition"),
         (lambda d: d.sort([]), ConfigurationError, "at least one column"),
         (lambda d: d.sort(["id", "x"], [True]), ConfigurationError, "2 columns, but 1 directions"),
+        (lambda d: d.sort("id", "d"), TypeError, r"sort\(descending='d'\): must be True or False"),
+        (lambda d: d.sort("id", 1), TypeError, "must be True or False"),
+        (lambda d: d.sort("id", None), TypeError, "must be True or False"),
     ],
 )
 def test_wrong_arguments_are_refused_at_once(call, kind, message):
     with pytest.raises(kind, match=message):
         call(made())
+
+
+def test_arguments_of_numpy_are_taken():
+    def added(row, one):
+        return {"id": row["id"] + one}
+
+    mapped = made().map(added, fn_args=np.array([5]), fn_constructor_args=())
+    mapped = mapped.sort("id", np.array([True])).limit(1)
+    assert rows_of(mapped.random_sample(np.float32(1))) == [{"id": 254}]
 
 
 def test_no_step_changes_what_it_works_on():

@@ -86,6 +86,11 @@ class UserFunction:
         self.__dict__.update(state | {"_lock": threading.Lock()})
         unlock_in_forks(self)
 
+    @property
+    def has_constructor_args(self) -> bool:
+        """Whether there are arguments of a class."""
+        return bool(self._constructor_args or self._constructor_kwargs)
+
     def call(self, batch: Any) -> Any:
         """Call the function on a batch or a row."""
         if self._object is None:
@@ -432,26 +437,58 @@ def user_function(
     """Return what a user's function is called with, and where, as the methods of a dataset take it.
 
     Raises:
-        TypeError: ``fn`` cannot be called.
-        ConfigurationError: ``concurrency`` is no number of processes.
+        TypeError: ``fn`` cannot be called, or arguments are no list or no dict.
+        ConfigurationError: ``concurrency`` is no number of processes, or there are arguments of a
+            class and ``fn`` is none.
     """
     if not callable(fn):
         raise TypeError(f"{fn!r} is no function and no class that can be called")
-    return UserFunction(
+    function = UserFunction(
         fn,
-        tuple(args or ()),
-        kwargs,
-        constructor_args=tuple(constructor_args or ()),
-        constructor_kwargs=constructor_kwargs,
+        _positional("fn_args", args),
+        _named("fn_kwargs", kwargs),
+        constructor_args=_positional("fn_constructor_args", constructor_args),
+        constructor_kwargs=_named("fn_constructor_kwargs", constructor_kwargs),
         concurrency=_processes(concurrency),
     )
+    if function.has_constructor_args and not inspect.isclass(fn):
+        raise ConfigurationError(
+            "fn_constructor_args and fn_constructor_kwargs are arguments of a class, "
+            f"and {function.name} is none"
+        )
+    return function
+
+
+def _positional(name: str, given: Iterable[Any] | None) -> tuple[Any, ...]:
+    if given is None:
+        return ()
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+        raise TypeError(f"{name} must be a list or a tuple, not {type(given).__name__}")
+    return tuple(given)
+
+
+def _named(name: str, given: Mapping[str, Any] | None) -> dict[str, Any]:
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise TypeError(f"{name} must be a dict of names and values, not {type(given).__name__}")
+    for key in given:
+        if not isinstance(key, str):
+            raise TypeError(f"{name}: {key!r} is no name of an argument")
+    return dict(given)
 
 
 def _processes(concurrency: int | tuple[int, int] | None) -> int:
     if concurrency is None:
         return 0
-    most = concurrency[-1] if isinstance(concurrency, tuple) else concurrency
-    return check_count("concurrency", most)
+    if not isinstance(concurrency, tuple):
+        return check_count("concurrency", concurrency)
+    counts = [check_count("concurrency", one) for one in concurrency]
+    if len(counts) != 2 or counts[0] > counts[1]:  # noqa: PLR2004
+        raise ConfigurationError(
+            f"concurrency={concurrency!r}: a tuple has the fewest and the most processes"
+        )
+    return counts[1]
 
 
 def check_count(name: str, value: Any, lowest: int = 1) -> int:
