@@ -5,18 +5,18 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import pyarrow.types as pat
 from pyarrow.fs import FileType
 
 from minitrain._os.forks import unlock_in_forks
+from minitrain.data.files.filters import may_meet_nan, provable
 from minitrain.data.files.paths import File
-from minitrain.data.files.schemas import plain
+from minitrain.data.files.schemas import may_be_nan, plain
 
 __all__ = ["Footer", "Group", "footers_in_one_file", "open_parquet", "read_footer", "row_bytes"]
 
@@ -239,19 +239,28 @@ def _chosen(
         partition_expression=guarantee,
         file_size=file.size_bytes,
     )
-    may = _numbers(fragment, wanted.predicate, everything)
-    may_not = _numbers(fragment, ~wanted.predicate, everything)
-    result = []
-    for group in groups:
-        if group.number in may:
-            sure = group.number not in may_not and _describe_all_rows(
-                metadata.row_group(group.number), schema, wanted.columns
-            )
-            result.append(Group(group.number, group.rows, group.size_bytes, all_match=sure))
-    return result
+    floating = {
+        one.name for one in everything if one.name in wanted.columns and may_be_nan(one.type)
+    }
+    sure: set[int] = set()
+    if may_meet_nan(wanted.predicate, floating):
+        may = _numbers(fragment, provable(wanted.predicate, floating), everything)
+    else:
+        may = _numbers(fragment, wanted.predicate, everything)
+        sure = may - _numbers(fragment, ~wanted.predicate, everything)
+    return [
+        replace(
+            group,
+            all_match=group.number in sure
+            and _describe_all_rows(metadata.row_group(group.number), schema, wanted.columns),
+        )
+        for group in groups
+        if group.number in may
+    ]
 
 
-def _numbers(fragment: Any, predicate: pc.Expression, schema: pa.Schema) -> set[int]:
+def _numbers(fragment: Any, predicate: pc.Expression | None, schema: pa.Schema) -> set[int]:
+    """Return the row groups in which an expression may hold; None is one that always does."""
     parts = fragment.split_by_row_group(predicate, schema)
     return {group.id for part in parts for group in part.row_groups}
 
@@ -259,14 +268,14 @@ def _numbers(fragment: Any, predicate: pc.Expression, schema: pa.Schema) -> set[
 def _describe_all_rows(
     group: pq.RowGroupMetaData, schema: pa.Schema, columns: Sequence[str]
 ) -> bool:
-    """Whether the smallest and largest values speak for all rows: not for nulls, nor for NaN."""
+    """Whether the smallest and largest values speak for all rows: not for nulls."""
     by_name = {group.column(i).path_in_schema: group.column(i) for i in range(group.num_columns)}
     for name in columns:
         if name not in schema.names:
             continue  # the same in all rows
-        kind, column = schema.field(name).type, by_name.get(name)
+        column = by_name.get(name)
         statistics = None if column is None else column.statistics
-        if statistics is None or not statistics.has_min_max or pat.is_floating(kind):
+        if statistics is None or not statistics.has_min_max:
             return False
         if not statistics.has_null_count or statistics.null_count:
             return False

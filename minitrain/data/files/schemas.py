@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import pyarrow as pa
 import pyarrow.types as pat
 
-__all__ = ["differences", "fit", "plain"]
+__all__ = ["differences", "fit", "may_be_nan", "plain"]
 
 _SHOWN = 5
 
@@ -57,6 +57,17 @@ def fit(table: pa.Table, schema: pa.Schema) -> pa.Table:
     if not arrays:
         return table.select([])
     return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def may_be_nan(kind: pa.DataType) -> bool:
+    """Whether a value, or a part of one, is a floating number."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return may_be_nan(kind.storage_type)
+    if pat.is_dictionary(kind):
+        return may_be_nan(kind.value_type)
+    if pat.is_struct(kind):
+        return any(may_be_nan(one.type) for one in kind)
+    return bool(pat.is_floating(kind))
 
 
 def _can_become(mine: pa.DataType, other: pa.DataType) -> bool:
