@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import operator
+import uuid
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from minitrain.data.files.filters import provable
 from minitrain.data.files.parquet import EXTENSIONS, ParquetSource
+from minitrain.exceptions import DataError
 from tests.data.reading import counts_of, rows_of, where
 
 NAN = math.nan
@@ -119,6 +121,14 @@ def test_what_statistics_can_be_asked_of_a_filter(predicate, left):
     assert str(provable(predicate, {"f"})) == left
 
 
+def test_a_column_whose_statistics_arrow_cannot_compare_is_filtered_all_the_same(tmp_path):
+    table = pa.table({"u": pa.array([uuid.UUID(int=i).bytes for i in range(3)], pa.uuid())})
+    pq.write_table(table, tmp_path / "a.parquet")
+    number = pc.field("u").cast(pa.binary(16)) == uuid.UUID(int=1).bytes
+    for predicate, rows in [(number, 1), (pc.field("u").is_null(), 0)]:
+        assert counts_of(source(tmp_path, predicate=predicate)) == rows
+
+
 # Random filters of random tables.
 
 FLOATS = st.sampled_from([None, NAN, -0.0, 0.0, 1.0, 1.5, -2.0, math.inf, -math.inf])
@@ -205,3 +215,31 @@ def test_any_filter_keeps_the_same_rows_in_the_reader(folder, table, predicate, 
 @given(table=tables(), predicate=PREDICATES, size=st.integers(1, 4))
 def test_any_filter_keeps_the_same_rows_in_the_reader_at_length(folder, table, predicate, size):
     check_same_rows(folder, table, predicate, size)
+
+
+# Filters that fail.
+
+
+@pytest.mark.parametrize(
+    ("predicate", "reason"),
+    [
+        (pc.divide(N, pc.field("zero")) > 1, "divide by zero"),
+        (S.cast(pa.int64()) > 1, "Failed to parse string"),
+        (pc.field("year").cast(pa.int32()) > 1, "Failed to parse string"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_a_filter_that_fails_is_named_and_no_file_is_blamed(tmp_path, predicate, reason, on_error):
+    for year in ("1", "x"):
+        (tmp_path / f"year={year}").mkdir()
+        table = pa.table({"n": [1, 2], "zero": [0, 0], "s": ["1", "abc"]})
+        pq.write_table(table, tmp_path / f"year={year}" / "a.parquet")
+    filtered = source(tmp_path, predicate=predicate, on_error=on_error)
+    for use in (rows_of, counts_of):
+        with pytest.raises(DataError) as caught:
+            use(filtered)
+        assert type(caught.value) is DataError
+        assert str(caught.value).startswith(f"the filter {predicate} fails: {reason}")
+        assert str(tmp_path / "year=") in str(caught.value)
+    assert filtered.skips.count == 0

@@ -243,11 +243,14 @@ def _chosen(
         one.name for one in everything if one.name in wanted.columns and may_be_nan(one.type)
     }
     sure: set[int] = set()
-    if may_meet_nan(wanted.predicate, floating):
-        may = _numbers(fragment, provable(wanted.predicate, floating), everything)
-    else:
-        may = _numbers(fragment, wanted.predicate, everything)
-        sure = may - _numbers(fragment, ~wanted.predicate, everything)
+    try:
+        if may_meet_nan(wanted.predicate, floating):
+            may = _numbers(fragment, provable(wanted.predicate, floating), everything)
+        else:
+            may = _numbers(fragment, wanted.predicate, everything)
+            sure = may - _numbers(fragment, ~wanted.predicate, everything)
+    except pa.ArrowException:  # no fault of the file; what fails on rows too is told there
+        may = {group.number for group in groups}
     return [
         replace(
             group,

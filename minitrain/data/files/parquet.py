@@ -75,15 +75,29 @@ class _Reading:
         """What a filter is applied to."""
         return pa.schema([*_with_tensor_types(self.stored, self.tensors), *self.constants])
 
-    def finish(self, table: pa.Table, values: Mapping[str, Any]) -> pa.Table:
-        """Return what is wanted of rows as they are stored."""
+    def typed(self, table: pa.Table) -> pa.Table:
+        """Return rows as they are stored with the types of the first file."""
         table = fit(table, self.stored)
         for name, (dtype, shape) in self.tensors.items():
             if name in table.column_names:
                 index = table.column_names.index(name)
                 table = table.set_column(index, name, _tensors(table.column(name), dtype, shape))
+        return table
+
+    def chosen(self, table: pa.Table, values: Mapping[str, Any], where: str) -> pa.Table:
+        """Return what is wanted of typed rows.
+
+        Raises:
+            DataError: The filter fails.
+        """
         if self.predicate is not None:
-            table = with_constants(table, self.filtered, values).filter(self.predicate)
+            table = with_constants(table, self.filtered, values)
+            try:
+                table = table.filter(self.predicate)
+            except pa.ArrowException as error:
+                raise DataError(
+                    f"the filter {self.predicate} fails: {_reason(error)}, at rows of {where}"
+                ) from error
         return with_constants(table, self.schema, values)
 
     def for_counting(self) -> _Reading:
@@ -189,18 +203,24 @@ def _tables(
     """Yield the wanted rows of row groups, in tables of a bounded size."""
     if not groups:
         return
+    where = _named(file, groups)
+    for typed in _typed(file, groups, reading):
+        table = reading.chosen(typed, values, where)
+        if table.num_rows:
+            yield table
+
+
+def _typed(file: File, groups: Groups, reading: _Reading) -> Iterator[pa.Table]:
+    """Yield all rows of row groups, with the columns and types that blocks share."""
     if not reading.stored.names:
         for rows in _pieces(sum(rows for _, rows in groups)):
-            table = reading.finish(pa.table({"": pa.nulls(rows)}).select([]), values)
-            if table.num_rows:
-                yield table
+            yield pa.table({"": pa.nulls(rows)}).select([])
         return
     with _errors_named(file, groups, reading):
         for decoded in _decoded(file, groups, reading.stored):
             with _mismatches_named(file, groups):
-                table = reading.finish(decoded, values)
-            if table.num_rows:
-                yield table
+                table = reading.typed(decoded)
+            yield table
 
 
 def _pieces(rows: int, size: int = 1 << 20) -> Iterator[int]:
