@@ -242,6 +242,40 @@ def test_columns_in_another_order_and_of_kindred_types_become_the_first_ones(tmp
         rows_of(source(narrow))
 
 
+@pytest.mark.parametrize(
+    ("stored", "read", "values"),
+    [
+        (pa.string_view(), pa.large_string(), ["a", None, "longer than twelve bytes"]),
+        (pa.binary_view(), pa.large_binary(), [b"a", None, b""]),
+        (pa.list_(pa.string_view()), pa.list_(pa.large_string()), [["a"], None, []]),
+        (
+            pa.struct([("a", pa.list_(pa.binary_view(), 1))]),
+            pa.struct([("a", pa.list_(pa.large_binary(), 1))]),
+            [{"a": [b"x"]}, None, {"a": [None]}],
+        ),
+        (
+            pa.map_(pa.string_view(), pa.string_view()),
+            pa.map_(pa.large_string(), pa.large_string()),
+            [[("k", "v")], None, []],
+        ),
+    ],
+    ids=str,
+)
+def test_views_become_types_that_all_functions_know(tmp_path, stored, read, values):
+    table = pa.table({"x": pa.array(values, stored), "n": range(3)})
+    pq.write_table(table, tmp_path / "a.parquet")
+    filtered = source(tmp_path, predicate=pc.field("n") > 0)
+    assert filtered.schema().field("x").type == read
+    assert rows_of(filtered) == table.to_pylist()[1:]
+    assert rows_of(source(tmp_path, columns=("x",))) == table.select(["x"]).to_pylist()
+
+
+def test_a_view_is_looked_at_by_a_filter(tmp_path):
+    table = pa.table({"x": pa.array(["a", "b", None], pa.string_view())})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert rows_of(source(tmp_path, predicate=pc.field("x") == "b")) == [{"x": "b"}]
+
+
 # What is broken.
 
 
