@@ -104,12 +104,9 @@ def read_parquet(
         ignore_missing_paths,
         file_extensions,
     )
-    paths_too = (PATH_COLUMN,) if include_paths and PATH_COLUMN not in (columns or ()) else ()
-    if columns is not None and not (*columns, *paths_too):
-        raise ConfigurationError("read_parquet(columns=[]): name at least one column")
     return from_source(
         ParquetSource(
-            columns=None if columns is None else (*columns, *paths_too),
+            columns=_columns(columns, include_paths=include_paths),
             tensors=dict(tensor_column_schema or {}),
             where=where,
             on_error=_check(on_error),
@@ -520,6 +517,17 @@ def _check(on_error: OnError) -> OnError:
     if on_error not in {"raise", "skip"}:
         raise ConfigurationError(f"on_error={on_error!r}: must be 'raise' or 'skip'")
     return on_error
+
+
+def _columns(columns: Sequence[str] | None, *, include_paths: bool) -> tuple[str, ...] | None:
+    if isinstance(columns, str):
+        raise ConfigurationError(f"columns={columns!r}: must be a list of names")
+    if columns is None:
+        return None
+    paths_too = (PATH_COLUMN,) if include_paths and PATH_COLUMN not in columns else ()
+    if not (*columns, *paths_too):
+        raise ConfigurationError("read_parquet(columns=[]): name at least one column")
+    return (*columns, *paths_too)
 
 
 def _shuffle(shuffle: Shuffle) -> FileShuffleConfig | None:

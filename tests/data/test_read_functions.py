@@ -68,6 +68,8 @@ def test_options_arrive(folder):
         ({"override_num_blocks": 0}, "override_num_blocks"),
         ({"partitioning": "directory"}, "partitioning"),
         ({"paths": []}, "at least one path"),
+        ({"paths": ""}, "is empty"),
+        ({"paths": ["a", ""]}, "is empty"),
     ],
 )
 def test_wrong_arguments_are_refused_at_once(options, problem):
@@ -75,8 +77,22 @@ def test_wrong_arguments_are_refused_at_once(options, problem):
         read.read_csv(**({"paths": "nowhere"} | options))
     with pytest.raises(TypeError, match="unexpected argument 'sep'"):
         read.read_csv("nowhere", sep=";")
+    with pytest.raises(ConfigurationError, match="columns='ab': must be a list"):
+        read.read_parquet("nowhere", columns="ab")
     with pytest.raises(ConfigurationError, match="height, width"):
         read.read_images("nowhere", size=(3,))
+
+
+@pytest.mark.parametrize("columns", [None, ["a"], ["path"]])
+def test_paths_are_not_included_where_files_have_such_a_column(tmp_path, columns):
+    pq.write_table(pa.table({"a": [1], "path": ["mine"]}), tmp_path / "a.parquet")
+    both = read.read_parquet(tmp_path, columns=columns, include_paths=True)
+    with pytest.raises(ConfigurationError, match="have a column 'path' of their own"):
+        both.schema()
+    (tmp_path / "path=1").mkdir()
+    (tmp_path / "path=1/a.txt").write_text("x")
+    with pytest.raises(ConfigurationError, match="have a column 'path' of their own"):
+        read.read_text(tmp_path / "path=1/a.txt", include_paths=True).take_all()
 
 
 def test_a_missing_path_is_found_when_the_dataset_is_used(tmp_path):

@@ -13,7 +13,7 @@ from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 from minitrain.data.files.paths import as_paths, list_files
 from minitrain.data.files.source import check_partitioning
-from minitrain.exceptions import ConfigurationError, DataPathError
+from minitrain.exceptions import ConfigurationError, DataFileError, DataPathError
 from tests.data.reading import where
 
 TREE = [
@@ -170,6 +170,12 @@ def test_a_uri_that_cannot_be_opened(path):
         list_files([path])
 
 
+@pytest.mark.parametrize("pattern", ["[z-a]*", "**/[z-a]*", "[z-a]/**"])
+def test_a_pattern_that_is_none(tree, pattern):
+    with pytest.raises(ConfigurationError, match=r"\[z-a\].* is no pattern: bad character range"):
+        list_files([str(tree / pattern)])
+
+
 def test_paths_must_be_paths():
     with pytest.raises(ConfigurationError, match="at least one"):
         as_paths([])
@@ -227,3 +233,13 @@ def test_partitions_as_pyarrow_describes_them(partitioned, tmp_path):
     assert check_partitioning(pads.HivePartitioning.discover()) == "hive"
     with pytest.raises(ConfigurationError, match="partitioning"):
         check_partitioning("hiev")
+
+
+@pytest.mark.parametrize(("flavor", "folder"), [("hive", "year=x"), (None, "x")])
+def test_a_folder_that_is_not_what_partitioning_says(tmp_path, flavor, folder):
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "f.csv").write_text("x")
+    years = pads.partitioning(pa.schema([("year", pa.int64())]), flavor=flavor)
+    files = where(tmp_path, partitioning=years)
+    with pytest.raises(DataFileError, match=f"{folder}/f.csv: its folders are not what partit"):
+        files.values(files.files()[0])

@@ -78,7 +78,7 @@ def as_paths(paths: Paths) -> tuple[str, ...]:
     """Return what a user gave as several paths.
 
     Raises:
-        ConfigurationError: There is none.
+        ConfigurationError: There is none, or an empty one.
         TypeError: Something is no path.
     """
     several = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
@@ -87,6 +87,8 @@ def as_paths(paths: Paths) -> tuple[str, ...]:
     for path in several:
         if not isinstance(path, str | os.PathLike):
             raise TypeError(f"paths: {path!r} is neither a str nor a pathlib.Path")
+        if not os.fspath(path):
+            raise ConfigurationError("paths='': is empty; '.' is the current folder")
     return tuple(os.fspath(path) for path in several)
 
 
@@ -112,7 +114,7 @@ def list_files(
 
     Raises:
         DataPathError: There is nothing at a path, or no file at any.
-        ConfigurationError: A URI cannot be opened.
+        ConfigurationError: A URI cannot be opened, or a pattern is none.
     """
     places = _with_shared_filesystems([_place(text, filesystem) for text in paths])
     search = _Search(extensions, ignore_missing)
@@ -255,7 +257,7 @@ def _expand(filesystem: FileSystem, folder: str, parts: list[str]) -> Iterator[F
 
 
 def _anywhere(filesystem: FileSystem, folder: str, rest: list[str]) -> Iterator[FileInfo]:
-    pattern = re.compile("/".join(map(_regex, rest)) if rest else ".*", re.DOTALL)
+    pattern = _compiled("/".join(rest or ["**"]))
     for info in _listed(filesystem, folder, recursive=True):
         relative = _relative(info.path, folder)
         is_wanted = info.type == FileType.File and not _is_hidden(relative)
@@ -267,7 +269,7 @@ def _children(filesystem: FileSystem, folder: str, part: str) -> list[FileInfo]:
     if not _has_wildcard(part):
         info = filesystem.get_file_info(f"{folder.rstrip('/')}/{part}")
         return [] if info.type == FileType.NotFound else [info]
-    pattern = re.compile(_regex(part), re.DOTALL)
+    pattern = _compiled(part)
     infos = _listed(filesystem, folder)
     return [info for info in infos if _matches(pattern, part, info.base_name)]
 
@@ -280,6 +282,13 @@ def _matches(pattern: re.Pattern[str], part: str, name: str) -> bool:
 def _tails(relative: str) -> list[str]:
     parts = relative.split("/")
     return ["/".join(parts[index:]) for index in range(len(parts))]
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile("/".join(map(_regex, pattern.split("/"))), re.DOTALL)
+    except re.error as error:
+        raise ConfigurationError(f"paths: {pattern!r} is no pattern: {error.msg}") from error
 
 
 def _regex(part: str) -> str:

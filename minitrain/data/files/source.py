@@ -19,7 +19,7 @@ from minitrain._logging import logger
 from minitrain._os.forks import unlock_in_forks
 from minitrain.data.files.paths import File, Paths, as_paths, list_files
 from minitrain.data.plans.block import Source
-from minitrain.exceptions import ColumnError, ConfigurationError, DataError
+from minitrain.exceptions import ColumnError, ConfigurationError, DataError, DataFileError
 
 __all__ = [
     "NULL_PARTITION",
@@ -203,12 +203,20 @@ class FileSet:
         return self._listed.get(self._list)
 
     def constants(self, but: Iterable[str] = ()) -> pa.Schema:
-        """Return the columns that are the same in all rows of a file, without some."""
-        fields = list(self._partitions.get(self._find_partitions).schema)
+        """Return the columns that are the same in all rows of a file, without some.
+
+        Raises:
+            ConfigurationError: Paths are to be included, and there is a column of their name.
+        """
+        taken, partitions = set(but), self._partitions.get(self._find_partitions).schema
+        fields = [one for one in partitions if one.name not in taken]
         if self.include_paths:
+            if PATH_COLUMN in taken.union(partitions.names):
+                raise ConfigurationError(
+                    f"include_paths=True: the files have a column {PATH_COLUMN!r} of their own"
+                )
             fields.append(pa.field(PATH_COLUMN, pa.string()))
-        taken = set(but)
-        return pa.schema([one for one in fields if one.name not in taken])
+        return pa.schema(fields)
 
     def values(self, file: File) -> dict[str, Any]:
         """Return what those columns are in the rows of a file."""
@@ -249,7 +257,12 @@ class _Partitions:
 
             whole = isinstance(self.partitioning, pads.HivePartitioning)
             path = file.path if whole else file.path[len(file.root.rstrip("/")) :].lstrip("/")
-            texts = pads.get_partition_keys(self.partitioning.parse(path))
+            try:
+                texts = pads.get_partition_keys(self.partitioning.parse(path))
+            except pa.ArrowInvalid as error:
+                raise DataFileError(
+                    f"{file}: its folders are not what partitioning says: {error}"
+                ) from error
         return {one.name: _typed(texts.get(one.name), one.type) for one in self.schema}
 
 
