@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import pyarrow as pa
 import pyarrow.types as pat
 
+from minitrain.data.values import plain_type
+
 __all__ = ["differences", "fit", "may_be_nan", "plain"]
 
 _SHOWN = 5
@@ -17,27 +19,7 @@ def plain(schema: pa.Schema) -> pa.Schema:
 
     Views are strings whose layout some of pyarrow's functions do not know; they are read as others.
     """
-    return pa.schema([pa.field(one.name, _without_views(one.type)) for one in schema])
-
-
-def _without_views(kind: pa.DataType) -> pa.DataType:
-    if pat.is_string_view(kind):
-        return pa.large_string()
-    if pat.is_binary_view(kind):
-        return pa.large_binary()
-    if pat.is_map(kind):
-        return pa.map_(_without_views(kind.key_type), _without_views(kind.item_type))
-    if pat.is_struct(kind):
-        return pa.struct([one.with_type(_without_views(one.type)) for one in kind])
-    if _is_any(kind, [pat.is_list, pat.is_large_list, pat.is_fixed_size_list]):
-        return _list_of(kind, kind.value_field.with_type(_without_views(kind.value_type)))
-    return kind
-
-
-def _list_of(kind: pa.DataType, inner: pa.Field) -> pa.DataType:
-    if pat.is_fixed_size_list(kind):
-        return pa.list_(inner, kind.list_size)
-    return pa.large_list(inner) if pat.is_large_list(kind) else pa.list_(inner)
+    return pa.schema([pa.field(one.name, plain_type(one.type)) for one in schema])
 
 
 def differences(found: pa.Schema, wanted: pa.Schema, *, extra: bool) -> str:

@@ -31,7 +31,7 @@ from minitrain.data.values.joining import (
 from minitrain.data.values.tensors import torch_from_numpy, torch_from_table
 from minitrain.data.values.to_arrow import array_from_list, array_from_numpy
 from minitrain.data.values.types import ObjectType, RaggedTensorType
-from minitrain.data.values.views import without_views
+from minitrain.data.values.views import plain_type, without_views
 
 __all__ = [
     "ObjectType",
@@ -48,6 +48,7 @@ __all__ = [
     "numpy_from_column",
     "numpy_from_table",
     "pandas_from_table",
+    "plain_type",
     "rows_from_table",
     "slice_numpy",
     "table_from_batch",

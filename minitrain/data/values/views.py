@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.types as pat
 
-__all__ = ["without_views"]
+__all__ = ["plain_type", "without_views"]
 
 
 def without_views(table: pa.Table) -> pa.Table:
@@ -14,20 +14,21 @@ def without_views(table: pa.Table) -> pa.Table:
     polars has views, and duckdb if it is asked to; other columns are not copied.
     """
     for index, one in enumerate(table.schema):
-        plain = _plain(one.type)
+        plain = plain_type(one.type)
         if not plain.equals(one.type):
             column = table.column(index).cast(plain)
             table = table.set_column(index, one.with_type(plain), column)
     return table
 
 
-def _plain(kind: pa.DataType) -> pa.DataType:
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """Return a type without views in it."""
     if pat.is_string_view(kind):
         return pa.large_string()
     if pat.is_binary_view(kind):
         return pa.large_binary()
     if pat.is_dictionary(kind):
-        return pa.dictionary(kind.index_type, _plain(kind.value_type), kind.ordered)
+        return pa.dictionary(kind.index_type, plain_type(kind.value_type), kind.ordered)
     if pat.is_struct(kind):
         return pa.struct([_plain_field(one) for one in kind.fields])
     return _plain_list(kind)
@@ -47,4 +48,4 @@ def _plain_list(kind: pa.DataType) -> pa.DataType:
 
 
 def _plain_field(field: pa.Field) -> pa.Field:
-    return field.with_type(_plain(field.type))
+    return field.with_type(plain_type(field.type))
