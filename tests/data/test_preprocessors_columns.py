@@ -26,6 +26,11 @@ from minitrain.data.preprocessors import (
 from minitrain.exceptions import TransformError
 from tests.data.tables import columns_of, dataset, in_parts
 
+CODED = pa.array([1, None, 4]).dictionary_encode()
+NARROW = pa.dictionary(pa.int32(), pa.float32())
+LARGE = pa.array([2**63 + 1, None], pa.uint64())
+NANOSECONDS = pa.array([1, None], pa.timestamp("ns"))
+
 
 def rows(column):
     return column.to_pylist()
@@ -53,6 +58,14 @@ def test_missing_values_are_filled_in_whatever_they_are():
         (pa.array([1.0, math.nan], pa.float32()), "constant", 7, pa.array([1, 7], pa.float32())),
         (pa.array(["a", None]), "constant", "?", pa.array(["a", "?"])),
         (pa.nulls(2), "constant", "?", pa.array(["?", "?"])),
+        (CODED, "mean", None, pa.array([1.0, 2.5, 4.0])),
+        (CODED.cast(NARROW), "mean", None, pa.array([1, 2.5, 4], pa.float32())),
+        (CODED, "most_frequent", None, pa.array([1, 1, 4]).dictionary_encode()),
+        (CODED, "constant", 0.5, pa.array([1, 0.5, 4]).dictionary_encode()),
+        (pa.array([1, None]), "constant", np.float32(0.5), pa.array([1, 0.5])),
+        (pa.array([1, None]), "constant", np.float32(7), pa.array([1, 7])),
+        (LARGE, "most_frequent", None, LARGE.fill_null(2**63 + 1)),
+        (NANOSECONDS, "most_frequent", None, NANOSECONDS.fill_null(1)),
     ],
 )
 def test_the_type_after_filling_in_depends_on_the_type_before_alone(
@@ -85,8 +98,30 @@ def test_a_column_that_is_not_there_is_made():
 def test_there_must_be_something_to_learn_and_it_must_fit():
     with pytest.raises(TransformError, match="'x' has no values at all"):
         SimpleImputer(["x"]).fit(dataset({"x": pa.array([None], pa.float64())}))
-    with pytest.raises(TransformError, match=r"'x' is of type int64, which '[?]' is not"):
-        SimpleImputer(["x"], "constant", "?").transform_batch(pa.table({"x": [1, None]}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (pa.int64(), "?"),
+        (pa.int64(), 1e20),
+        (pa.int64(), 2**70),
+        (pa.int8(), 300),
+        (pa.int8(), np.int64(300)),
+        (pa.uint8(), -1),
+        (pa.uint8(), -1.0),
+        (pa.float64(), ["a", 1]),
+        (pa.dictionary(pa.int32(), pa.int64()), "?"),
+    ],
+)
+def test_a_value_that_a_column_cannot_hold_is_refused(kind, value):
+    table = pa.table({"x": pa.array([1, None], kind)})
+    plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+    with pytest.raises(TransformError) as info:
+        SimpleImputer(["x"], "constant", value).transform_batch(table)
+    assert str(info.value) == (
+        f"SimpleImputer: column 'x' is of type {plain}, which {value!r} is not"
+    )
 
 
 def test_columns_are_joined_in_the_order_given_and_dropped():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["SimpleImputer"]
 
 STRATEGIES = ("mean", "most_frequent", "constant")
+_MISFITS = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError)
 
 
 class SimpleImputer(Preprocessor):
@@ -29,8 +31,8 @@ class SimpleImputer(Preprocessor):
     Args:
         columns: The columns.
         strategy: ``"mean"``: the mean of the others, for numbers, which become float64 unless they
-            are float32; ``"most_frequent"``: the most frequent of the others, and of equally
-            frequent ones the least; ``"constant"``: ``fill_value``.
+            are float32, also where they are categories; ``"most_frequent"``: the most frequent of
+            the others, and of equally frequent ones the least; ``"constant"``: ``fill_value``.
         fill_value: The value for ``"constant"``.
         output_columns: What to call the results; None: they replace the columns.
 
@@ -94,25 +96,34 @@ class SimpleImputer(Preprocessor):
         value = self._value(name)
         if name not in table.column_names:
             return pa.repeat(value, table.num_rows)
-        column = table.column(name)
-        if pa.types.is_dictionary(column.type):
-            return pc.fill_null(decoded(column), value).dictionary_encode()
+        column = decoded(table.column(name))
         if pa.types.is_null(column.type):
             return pa.repeat(value, len(column))
         if self.strategy == "mean":
             column = pc.cast(float64(column, self._what(name)), scaled_type(column.type))
-        elif _is_fraction(value) and pa.types.is_integer(column.type):
+            return self._filled_with(without_nan(column), value, name)
+        if _is_fraction(value) and pa.types.is_integer(column.type):
             column = float64(column, self._what(name))
-        return self._filled_with(without_nan(column), value, name)
+        filled = self._filled_with(without_nan(column), value, name)
+        coded = pa.types.is_dictionary(table.schema.field(name).type)
+        return filled.dictionary_encode() if coded else filled
 
     def _filled_with(self, column: pa.ChunkedArray, value: Any, name: str) -> pa.ChunkedArray:
         try:
-            return pc.fill_null(column, pc.cast(pa.scalar(value), column.type, safe=False))
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            return pc.fill_null(column, _scalar(value, column.type))
+        except _MISFITS as error:
             raise TransformError(
                 f"{self._what(name)} is of type {column.type}, which {value!r} is not"
             ) from error
 
 
+def _scalar(value: Any, kind: pa.DataType) -> pa.Scalar:
+    """Return a value as one of a type: as it is where that is possible, else converted."""
+    try:
+        return pa.scalar(value, kind)
+    except _MISFITS:
+        return pc.cast(pa.scalar(value), kind, safe=pa.types.is_integer(kind))
+
+
 def _is_fraction(value: Any) -> bool:
-    return isinstance(value, float) and not value.is_integer()
+    return isinstance(value, float | np.floating) and not value.is_integer()
