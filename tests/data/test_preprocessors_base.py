@@ -469,6 +469,11 @@ def test_it_shows_what_it_was_made_with(make, shown):
     [
         (lambda: StandardScaler("age"), "columns must be a list of names of columns, not 'age'"),
         (lambda: StandardScaler([]), "columns must be a list"),
+        (lambda: StandardScaler(name for name in ()), "columns must be a list"),
+        (lambda: StandardScaler(None), "columns must be a list of names of columns, not None"),
+        (lambda: StandardScaler(np.array([1, 2])), "columns must be a list"),
+        (lambda: StandardScaler(["a"], []), r"output_columns must be a list of .*, not \[\]"),
+        (lambda: SklearnPreprocessor(estimator(), ["a"], "pca"), "output_columns must be a list"),
         (lambda: StandardScaler(["a", "b"], ["c"]), "there are 2 columns, but 1 output_columns"),
         (lambda: Normalizer(["a"], "l3"), r"norm='l3' must be one of"),
         (lambda: PowerTransformer(["a"], 1, "log"), "method='log'"),
@@ -492,6 +497,14 @@ def test_it_shows_what_it_was_made_with(make, shown):
 def test_wrong_arguments_are_refused_at_once(make, words):
     with pytest.raises(ConfigurationError, match=words):
         make()
+
+
+@pytest.mark.parametrize(
+    "names", [pd.Index(["a", "b"]), np.array(["a", "b"]), (name for name in "ab"), ("a", "b")]
+)
+def test_whatever_gives_names_is_taken_for_a_list_of_them(names):
+    expected = "StandardScaler(['a', 'b'], output_columns=['c', 'd'])"
+    assert repr(StandardScaler(names, pd.Index(["c", "d"]))) == expected
 
 
 def test_a_batch_must_be_a_batch():

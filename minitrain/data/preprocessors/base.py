@@ -17,13 +17,13 @@ from minitrain.data.preprocessors.statistics import Collector, ColumnCollector, 
 from minitrain.exceptions import ConfigurationError, DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import pyarrow as pa
 
     from minitrain.data.dataset import Dataset
 
-__all__ = ["FitStatus", "Preprocessor", "PreprocessorNotFittedException"]
+__all__ = ["FitStatus", "Preprocessor", "PreprocessorNotFittedException", "checked_names"]
 
 FORMAT = "minitrain.preprocessor"
 VERSION = 1
@@ -71,10 +71,10 @@ class Preprocessor(ABC):
 
     def __init__(self, columns: Sequence[str], output_columns: Sequence[str] | None = None) -> None:
         name = type(self).__name__
-        self.columns = _checked_names(f"{name}: columns", columns)
+        self.columns = checked_names(f"{name}: columns", columns)
         self.output_columns = list(self.columns)
-        if output_columns:
-            self.output_columns = _checked_names(f"{name}: output_columns", output_columns)
+        if output_columns is not None:
+            self.output_columns = checked_names(f"{name}: output_columns", output_columns)
         if len(self.output_columns) != len(self.columns):
             raise ConfigurationError(
                 f"{name}: there are {len(self.columns)} columns, but "
@@ -339,10 +339,19 @@ class _Transform:
         return self._preprocessor._transform_table(table)
 
 
-def _checked_names(what: str, names: Sequence[str]) -> list[str]:
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names) or not names:
+def checked_names(what: str, names: Iterable[str]) -> list[str]:
+    """Return names of columns as a list.
+
+    Raises:
+        ConfigurationError: They are something else, or none.
+    """
+    try:
+        found = [] if isinstance(names, str) else list(names)
+    except TypeError:
+        found = []
+    if not found or not all(isinstance(name, str) for name in found):
         raise ConfigurationError(f"{what} must be a list of names of columns, not {names!r}")
-    return list(names)
+    return [str(name) for name in found]  # numpy has strings of its own
 
 
 FitStatus = Preprocessor.FitStatus

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from minitrain.data.preprocessors.base import Preprocessor
+from minitrain.data.preprocessors.base import Preprocessor, checked_names
 from minitrain.data.preprocessors.columns import tensor
 from minitrain.data.preprocessors.statistics import Collector
 from minitrain.exceptions import ConfigurationError, TransformError
@@ -37,7 +37,8 @@ class SklearnPreprocessor(Preprocessor):
         output_columns: What to call what it returns.
 
     Raises:
-        ConfigurationError: ``estimator`` has no ``fit`` or no ``transform``.
+        ConfigurationError: ``estimator`` has no ``fit`` or no ``transform``, or ``output_columns``
+            is no list of names.
 
     Example:
         >>> from sklearn.decomposition import PCA
@@ -59,8 +60,9 @@ class SklearnPreprocessor(Preprocessor):
                     "transformer of scikit-learn"
                 )
         self.estimator = estimator
-        if output_columns:
-            self.output_columns = list(output_columns)
+        if output_columns is not None:  # there may be more of them, or fewer
+            what = "SklearnPreprocessor: output_columns"
+            self.output_columns = checked_names(what, output_columns)
 
     def _collector(self) -> Collector:
         from sklearn.base import clone
