@@ -192,6 +192,13 @@ def test_labels_in_a_column_of_their_own_go_back_to_the_first():
     assert columns_of(encoder.inverse_transform(predicted))["y"] == ["b", None, None]
 
 
+def test_an_unknown_label_that_numpy_made_nan_goes_back_to_none():
+    encoder = LabelEncoder("y").fit(dataset({"y": ["a", "b"]}))
+    encoded = encoder.transform_batch({"y": np.array(["b", "new"], dtype=object)})
+    np.testing.assert_array_equal(encoded["y"], [1, math.nan])
+    assert columns_of(encoder.inverse_transform(dataset(encoded)))["y"] == ["b", None]
+
+
 def test_an_unknown_label_is_missing_and_a_missing_one_an_error():
     encoder = LabelEncoder("y").fit(dataset({"y": ["a", "b"]}))
     assert rows(encoder.transform_batch(pa.table({"y": ["b", "new"]}))["y"]) == [1, None]

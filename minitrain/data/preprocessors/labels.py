@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from minitrain.data.preprocessors import batches
 from minitrain.data.preprocessors.base import Preprocessor
-from minitrain.data.preprocessors.columns import codes, column_of, decoded, missing
+from minitrain.data.preprocessors.columns import codes, column_of, decoded, missing, without_nan
 from minitrain.data.preprocessors.encoders import ranked_categories
 from minitrain.data.preprocessors.statistics import Counts, Statistic
 from minitrain.exceptions import TransformError
@@ -83,7 +83,7 @@ class LabelEncoder(Preprocessor):
 
     def _inverse_table(self, table: pa.Table) -> pa.Table:
         column = column_of(table, self.output_columns[0], "LabelEncoder.inverse_transform")
-        places = pc.cast(column, pa.int64())
+        places = pc.cast(without_nan(column), pa.int64())
         labels = pa.array(list(self._labels()))
         known = pc.and_(pc.greater_equal(places, 0), pc.less(places, len(labels)))
         found = pc.take(labels, pc.if_else(known, places, pa.scalar(None, pa.int64())))
