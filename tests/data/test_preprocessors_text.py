@@ -62,6 +62,39 @@ def test_an_error_of_the_function_names_the_text(make):
     assert isinstance(errors[-1], KeyError)
 
 
+def lengths(text):
+    return [len(word) for word in text.split()]
+
+
+def test_tokens_may_be_numbers():
+    table = pa.table({"t": ["ab c", None, ""]})
+    result = Tokenizer(["t"], lengths).transform_batch(table)["t"]
+    assert rows(result) == [[2, 1], None, []]
+    assert result.type == pa.list_(pa.int64())
+    missing = Tokenizer(["t"], words).transform_batch(table.slice(1))["t"]
+    assert missing.type == pa.list_(pa.string())
+
+
+@pytest.mark.parametrize(
+    ("make", "function", "words"),
+    [
+        (Tokenizer, str.lower, "tokenization_fn returned a str for 'Jimmy likes volleyball'; it"),
+        (Tokenizer, str.encode, "returned a bytes for 'Jimmy"),
+        (Tokenizer, lambda text: {"ids": [1]}, "returned a dict for 'Jimmy"),
+        (Tokenizer, lambda text: None, "returned a NoneType for 'Jimmy"),
+        (Tokenizer, lambda text: ["a", 1], "returned tokens that do not fit in one column: "),
+        (lambda c, f: HashingVectorizer(c, 8, f), lengths, "tokens that do not fit in a column of"),
+        (CountVectorizer, lengths, "tokens that do not fit in a column of type list<item: string>"),
+        (CountVectorizer, str.lower, "returned a str for 'Jimmy"),
+    ],
+)
+def test_what_are_no_tokens_is_refused(make, function, words):
+    preprocessor = make(["t"], function)
+    with pytest.raises(TransformError, match="er: column 't': tok") as info:
+        preprocessor.fit(dataset({"t": CORPUS})).transform_batch(pa.table({"t": CORPUS}))
+    assert words in str(info.value)
+
+
 def test_what_is_no_text_is_refused():
     with pytest.raises(TransformError, match="'t' is of type int64; it must be text"):
         Tokenizer(["t"]).transform_batch(pa.table({"t": [1]}))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,32 +17,68 @@ from minitrain.data.preprocessors.statistics import Counts, Statistic
 from minitrain.exceptions import ConfigurationError, TransformError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
 __all__ = ["CountVectorizer", "FeatureHasher", "HashingVectorizer", "Tokenizer"]
 
-TokenFunction = Callable[[str], list[str]]
+TokenFunction = Callable[[str], Iterable[Any]]
+TEXTS = pa.list_(pa.string())
 
 
-def _tokens(column: pa.ChunkedArray, function: TokenFunction | None, what: str) -> pa.Array:
-    """Return a list of tokens for each text; null for a missing one."""
+def _tokens(
+    column: pa.ChunkedArray,
+    function: TokenFunction | None,
+    what: str,
+    kind: pa.DataType | None = TEXTS,
+) -> pa.Array:
+    """Return a list of tokens for each text; null for a missing one.
+
+    Args:
+        column: The texts.
+        function: What returns the tokens of a text; None: it is split at each space.
+        what: Names the column in an error.
+        kind: The type of the result; None: what the tokens are.
+    """
     texts = decoded(column)
     types = pa.types
     if types.is_null(texts.type):
-        return pa.nulls(len(texts), pa.list_(pa.string()))
+        return pa.nulls(len(texts), TEXTS)
     if not (types.is_string(texts.type) or types.is_large_string(texts.type)):
         raise TransformError(f"{what} is of type {texts.type}; it must be text")
     if function is None:
         return combined(pc.split_pattern(pc.cast(texts, pa.string()), " "))
-    tokens = []
-    for text in texts.to_pylist():
-        try:
-            tokens.append(None if text is None else list(function(text)))
-        except Exception as error:
-            raise TransformError(
-                f"{what}: tokenization_fn raised {error!r} for {text[:80]!r}"
-            ) from error
-    return pa.array(tokens, type=pa.list_(pa.string()))
+    found = [
+        None if text is None else _tokens_of(text, function, what) for text in texts.to_pylist()
+    ]
+    # Where there are no tokens, nothing tells their type: mostly they are texts.
+    return _column_of_lists(found, kind if any(found) else TEXTS, what)
+
+
+def _tokens_of(text: str, function: TokenFunction, what: str) -> list[Any]:
+    try:
+        returned = function(text)
+        if isinstance(returned, Iterable) and not isinstance(returned, str | bytes | Mapping):
+            return list(returned)
+    except Exception as error:
+        raise TransformError(
+            f"{what}: tokenization_fn raised {error!r} for {text[:80]!r}"
+        ) from error
+    raise TransformError(
+        f"{what}: tokenization_fn returned a {type(returned).__name__} for {text[:80]!r}; it must "
+        "return a list of tokens"
+    )
+
+
+def _column_of_lists(
+    tokens: list[list[Any] | None], kind: pa.DataType | None, what: str
+) -> pa.Array:
+    try:
+        return pa.array(tokens, type=kind)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+        column = "one column" if kind is None else f"a column of type {kind}"
+        raise TransformError(
+            f"{what}: tokenization_fn returned tokens that do not fit in {column}: {error}"
+        ) from error
 
 
 def _hash(token: str, number: int) -> int:
@@ -61,7 +97,8 @@ class Tokenizer(Preprocessor):
 
     Args:
         columns: Columns of text.
-        tokenization_fn: What returns the tokens of a text; None: it is split at each space.
+        tokenization_fn: What returns the tokens of a text, or their numbers; None: it is split at
+            each space.
         output_columns: What to call the results; None: they replace the columns.
     """
 
@@ -78,7 +115,7 @@ class Tokenizer(Preprocessor):
 
     def _compute(self, table: pa.Table) -> dict[str, pa.Array | pa.ChunkedArray]:
         return {
-            output: _tokens(self._column(table, name), self.tokenization_fn, self._what(name))
+            output: _tokens(self._column(table, name), self.tokenization_fn, self._what(name), None)
             for name, output in self._pairs()
         }
 
