@@ -490,6 +490,7 @@ def test_it_shows_what_it_was_made_with(make, shown):
         (lambda: CustomKBinsDiscretizer(["a"], [1, 1]), "must increase"),
         (lambda: CustomKBinsDiscretizer(["a"], [1, 2], duplicates="no"), "'raise' or 'drop'"),
         (lambda: SklearnPreprocessor(object(), ["a"]), r"has no fit\(\)"),
+        (lambda: SklearnPreprocessor(estimator(), ["a", "b", "a"]), r"names \['a'\] twice"),
         (lambda: Chain(), "at least one preprocessor"),
         (lambda: Chain(StandardScaler), "is not a preprocessor"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from minitrain.exceptions import ConfigurationError, TransformError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    import pandas as pd
 
 __all__ = ["SklearnPreprocessor"]
 
@@ -37,8 +40,8 @@ class SklearnPreprocessor(Preprocessor):
         output_columns: What to call what it returns.
 
     Raises:
-        ConfigurationError: ``estimator`` has no ``fit`` or no ``transform``, or ``output_columns``
-            is no list of names.
+        ConfigurationError: ``estimator`` has no ``fit`` or no ``transform``, a column is named
+            twice, or ``output_columns`` is no list of names.
 
     Example:
         >>> from sklearn.decomposition import PCA
@@ -53,6 +56,9 @@ class SklearnPreprocessor(Preprocessor):
         self, estimator: Any, columns: Sequence[str], output_columns: Sequence[str] | None = None
     ) -> None:
         super().__init__(columns)
+        twice = sorted(name for name, times in Counter(self.columns).items() if times > 1)
+        if twice:
+            raise ConfigurationError(f"SklearnPreprocessor: columns names {twice} twice")
         for method in ("fit", "transform"):
             if not callable(getattr(estimator, method, None)):
                 raise ConfigurationError(
@@ -73,7 +79,7 @@ class SklearnPreprocessor(Preprocessor):
         assert isinstance(collector, _Rows)
         estimator = collector.fitted()
         assert collector.example is not None
-        self._split(estimator.transform(collector.example))  # complains now, not while training
+        self._transformed(estimator, collector.example)  # complains now, not while training
         self.stats_ = {"estimator": estimator, "example": collector.example.to_dict("list")}
         self._fitted = True
 
@@ -83,12 +89,13 @@ class SklearnPreprocessor(Preprocessor):
         columns = {name: self._column(table, name) for name in self.columns}
         estimator = self.stats_["estimator"]
         if not table.num_rows:  # it refuses to transform nothing, but there are types to be known
-            example = self._split(estimator.transform(pd.DataFrame(self.stats_["example"])))
+            example = self._transformed(estimator, pd.DataFrame(self.stats_["example"]))
             return {name: column.slice(0, 0) for name, column in example.items()}
-        return self._split(estimator.transform(pa.table(columns).to_pandas()))
+        return self._transformed(estimator, pa.table(columns).to_pandas())
 
-    def _split(self, result: Any) -> dict[str, pa.Array]:
-        """Return what the estimator returned as columns."""
+    def _transformed(self, estimator: Any, rows: pd.DataFrame) -> dict[str, pa.Array]:
+        """Return what the estimator makes of some rows as columns."""
+        result = _called(estimator, "transform", rows)
         if hasattr(result, "toarray"):
             result = result.toarray()  # sparse
         matrix = np.asarray(result)
@@ -110,6 +117,22 @@ class SklearnPreprocessor(Preprocessor):
         )
 
 
+def _called(estimator: Any, method: str, frame: pd.DataFrame) -> Any:
+    """Return what an estimator does with some rows, or say which columns it may not take."""
+    try:
+        return getattr(estimator, method)(frame)
+    except Exception as error:
+        others = ", ".join(
+            f"{name!r} ({type(frame[name].iloc[0]).__name__})"
+            for name in frame.select_dtypes(exclude=["number", "bool"])
+        )
+        raise TransformError(
+            f"SklearnPreprocessor: {type(estimator).__name__}.{method}() raised "
+            f"{type(error).__name__}: {error}"
+            + (f"; columns that are not of numbers: {others}" if others else "")
+        ) from error
+
+
 class _Rows(Collector):
     """Rows for an estimator: all of them, or enough for a call of partial_fit."""
 
@@ -129,17 +152,15 @@ class _Rows(Collector):
         # Twice as many: what is left for the last call is then never only a few.
         while self._partly and self._rows >= 2 * ROWS_PER_PARTIAL_FIT:
             rows = pa.concat_tables(self._tables)
-            self._estimator.partial_fit(rows.slice(0, ROWS_PER_PARTIAL_FIT).to_pandas())
+            first = rows.slice(0, ROWS_PER_PARTIAL_FIT).to_pandas()
+            _called(self._estimator, "partial_fit", first)
             self._tables = [rows.slice(ROWS_PER_PARTIAL_FIT)]
             self._rows -= ROWS_PER_PARTIAL_FIT
 
     def fitted(self) -> Any:
         """Return the estimator, fitted to all rows."""
         rows = pa.concat_tables(self._tables).to_pandas()
-        if self._partly:
-            self._estimator.partial_fit(rows)
-        else:
-            self._estimator.fit(rows)
+        _called(self._estimator, "partial_fit" if self._partly else "fit", rows)
         return self._estimator
 
     def fill(self, column: str, value: Any) -> None:
