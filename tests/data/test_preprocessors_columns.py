@@ -85,6 +85,12 @@ def test_categories_of_pandas_are_filled_in():
     assert list(result) == ["a", "?", "b"]
 
 
+def test_a_column_can_be_filled_in_twice():
+    imputer = SimpleImputer(["x", "x"], output_columns=["a", "b"])
+    result = columns_of(imputer.fit_transform(dataset({"x": [1.0, None]})))
+    assert result == {"x": [1.0, None], "a": [1.0, 1.0], "b": [1.0, 1.0]}
+
+
 def test_a_column_that_is_not_there_is_made():
     imputer = SimpleImputer(["x"], "constant", 3, output_columns=["z"])
     assert imputer.transform_batch(pa.table({"y": [1, 2]})).to_pydict() == {
@@ -151,10 +157,21 @@ def test_the_type_of_vectors_is_what_all_can_be_or_what_was_asked_for(columns, d
     assert empty.type == result.type
 
 
-def test_vectors_of_integers_cannot_have_missing_values():
-    table = pa.table({"a": [1, None]})
+@pytest.mark.parametrize(
+    ("column", "dtype"),
+    [([1, None], None), ([0.5, math.nan], np.int64), ([[1], [None]], None)],
+)
+def test_vectors_of_integers_cannot_have_missing_values(column, dtype):
+    join = Concatenator(["a"], dtype=dtype, flatten=True)
     with pytest.raises(TransformError, match="'a' has missing values, which int64 cannot hold"):
-        Concatenator(["a"]).transform_batch(table)
+        join.transform_batch(pa.table({"a": column}))
+    assert join.transform_batch(pa.table({"a": column[:1]}))["concat_out"].type.shape == [1]
+
+
+def test_a_column_can_be_joined_with_itself():
+    assert rows(Concatenator(["a", "a"]).transform_batch(pa.table({"a": [1]}))["concat_out"]) == [
+        [1, 1]
+    ]
 
 
 def test_vectors_and_lists_are_joined_only_if_asked_for():
@@ -257,6 +274,26 @@ def test_an_estimator_that_returns_other_columns_is_refused_in_fit():
     preprocessor = SklearnPreprocessor(Theirs(), ["a", "b"])
     with pytest.raises(TransformError, match=r"OneHotEncoder returns 5 columns.*there are 2"):
         preprocessor.fit(dataset({"a": ["x", "y", "z"], "b": ["p", "q", "p"]}))
+
+
+@pytest.mark.parametrize("partly", [False, True])
+def test_what_an_estimator_does_not_take_is_named(partly):
+    from sklearn.decomposition import PCA, IncrementalPCA
+
+    name, method = ("IncrementalPCA", "partial_fit") if partly else ("PCA", "fit")
+    make = IncrementalPCA if partly else PCA
+    for column, kind in ((["x y", "z"], "str"), ([[1.0, 3.0], [2.0, 5.0]], "ndarray")):
+        with pytest.raises(TransformError) as info:
+            SklearnPreprocessor(make(1), ["a", "s"]).fit(dataset({"a": [1, 2], "s": column}))
+        assert str(info.value).startswith(f"SklearnPreprocessor: {name}.{method}() raised ValueErr")
+        assert str(info.value).endswith(f"; columns that are not of numbers: 's' ({kind})")
+        assert isinstance(info.value.__cause__, ValueError)
+    fitted = SklearnPreprocessor(make(1), ["a", "s"], ["p"])
+    fitted.fit(dataset({"a": [1, 2], "s": [3.0, 4.0]}))
+    with pytest.raises(TransformError, match=rf"{name}\.transform\(\) raised ValueErr.*'s' \(str"):
+        fitted.transform_batch(pa.table({"a": [1], "s": ["x y"]}))
+    with pytest.raises(TransformError, match=rf"{name}\.transform\(\) raised ValueError.*NaN"):
+        fitted.transform_batch(pa.table({"a": [1], "s": [math.nan]}))
 
 
 def test_an_estimator_is_copied_and_named_columns_reach_it():

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from minitrain.data.preprocessors.base import Preprocessor
-from minitrain.data.preprocessors.columns import combined, floats, is_list, lists, tensor
+from minitrain.data.preprocessors.columns import combined, floats, is_list, lists, missing, tensor
 from minitrain.exceptions import TransformError
 
 if TYPE_CHECKING:
@@ -59,10 +59,11 @@ class Concatenator(Preprocessor):
         return self.columns
 
     def _compute(self, table: pa.Table) -> dict[str, pa.Array | pa.ChunkedArray]:
-        columns = {name: self._column(table, name) for name in self.columns}
+        columns = [self._column(table, name) for name in self.columns]
         # From the types, not from what is there: each batch must give the same.
-        dtype = self.dtype or np.result_type(*(_dtype_of(c.type) for c in columns.values()))
-        parts = [self._matrix(column, name, dtype) for name, column in columns.items()]
+        dtype = self.dtype or np.result_type(*(_dtype_of(c.type) for c in columns))
+        pairs = zip(self.columns, columns, strict=True)
+        parts = [self._matrix(column, name, dtype) for name, column in pairs]
         joined = np.empty((table.num_rows, sum(part.shape[1] for part in parts)), dtype)
         np.concatenate(parts, axis=1, out=joined, casting="unsafe")
         return {self.output_column_name: tensor(joined)}
@@ -88,15 +89,15 @@ class Concatenator(Preprocessor):
 
     def _numbers(self, column: pa.ChunkedArray, name: str, dtype: np.dtype[Any]) -> np.ndarray:
         """Return a column as numbers, of its own type if nothing is missing."""
-        if not column.null_count and _is_native(column.type):
-            values: np.ndarray = combined(column).to_numpy(zero_copy_only=False)
-            return values
-        if column.null_count and dtype.kind not in "fc":
+        if dtype.kind not in "fc" and missing(column):
             raise TransformError(
                 f"{self._what(name)} has missing values, which {dtype} cannot hold; fill them in "
                 "with a SimpleImputer, or give dtype=numpy.float32"
             )
-        return floats(column, self._what(name))
+        if column.null_count or not _is_native(column.type):
+            return floats(column, self._what(name))
+        values: np.ndarray = combined(column).to_numpy(zero_copy_only=False)
+        return values
 
 
 def _is_native(kind: pa.DataType) -> bool:

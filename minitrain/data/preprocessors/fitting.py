@@ -192,8 +192,7 @@ def _see(
                 }
                 collectors[place].update(columns)
                 if step._fills:
-                    outputs = step.get_output_columns()
-                    unfilled.update(zip(outputs, columns.values(), strict=True))
+                    unfilled.update({output: columns[name] for name, output in step._pairs()})
             case Skip():
                 pass
 
