@@ -95,6 +95,38 @@ def test_a_column_may_be_of_another_type_later(fitted, later):
     assert rows(again.transform_batch(pa.table({"c": later}))["c"]) == expected
 
 
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([1_000_000_002, None, 1_000_000_001], pa.timestamp("ns")),
+        pa.array([10**18, 1], pa.timestamp("ns", "Europe/Berlin")),
+        pa.array([1_001, 2], pa.duration("ns")),
+        pa.array([2**63 + 1, 3, None], pa.uint64()),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_values_that_python_has_no_type_of_its_own_for_are_categories(column):
+    table = pa.table({"c": column})
+    known = sorted(column.drop_null().to_pylist())
+    places = [None if value is None else known.index(value) for value in column.to_pylist()]
+    present = table.filter(pa.compute.is_valid(column))
+    for make in (OrdinalEncoder, Categorizer, OneHotEncoder):
+        fitted = make(["c"]).fit(dataset(table))
+        again = Preprocessor.deserialize(fitted.serialize())
+        assert again == fitted
+        result = again.transform_batch(table)["c"]
+        if make is OrdinalEncoder:
+            assert rows(result) == places
+        elif make is Categorizer:
+            assert rows(result) == rows(column)
+        else:
+            assert [1 in row for row in rows(result)] == rows(column.is_valid())
+    labels = LabelEncoder("c").fit(dataset(present))
+    labels = Preprocessor.deserialize(labels.serialize())
+    back = labels.inverse_transform(dataset(labels.transform_batch(present)))
+    assert columns_of(back)["c"] == rows(present["c"])
+
+
 def test_a_column_that_cannot_be_compared_is_refused():
     encoder = OrdinalEncoder(["c"]).fit(dataset({"c": [1, 2]}))
     with pytest.raises(TransformError, match=r"'c' is of type string, but was of type int64"):

@@ -11,9 +11,10 @@ import pyarrow.compute as pc
 from minitrain.exceptions import ColumnError, TransformError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 __all__ = [
+    "array_of",
     "as_type_of",
     "codes",
     "column_of",
@@ -157,6 +158,23 @@ def lists(column: pa.ChunkedArray) -> pa.Array:
     return array
 
 
+def array_of(values: Sequence[Any]) -> pa.Array:
+    """Return values that came from one column as an array that loses nothing of them.
+
+    Arrow would take any integer for an int64, and pandas' times for microseconds.
+    """
+    try:
+        array = pa.array(values)
+    except OverflowError:
+        return pa.array(values, pa.uint64())
+    kind, types = array.type, pa.types
+    if types.is_timestamp(kind) and any(getattr(value, "nanosecond", 0) for value in values):
+        return pa.array(values, pa.timestamp("ns", kind.tz))
+    if types.is_duration(kind) and any(getattr(value, "nanoseconds", 0) for value in values):
+        return pa.array(values, pa.duration("ns"))
+    return array
+
+
 def codes(column: pa.ChunkedArray, categories: Mapping[Any, int], what: str) -> pa.Array:
     """Return the place of each value among the categories, which are in order; null if nowhere."""
     if any(isinstance(category, tuple) for category in categories):
@@ -164,7 +182,7 @@ def codes(column: pa.ChunkedArray, categories: Mapping[Any, int], what: str) -> 
             None if row is None else categories.get(tuple(row)) for row in lists(column).to_pylist()
         ]
         return pa.array(found, type=pa.int32())
-    values, known = _comparable(column, pa.array(list(categories)), what)
+    values, known = _comparable(column, array_of(list(categories)), what)
     return combined(pc.index_in(values, value_set=known))
 
 

@@ -54,10 +54,13 @@ def decode(value: Any) -> Any:
 
 
 def _encode_other(value: Any) -> dict[str, Any]:
+    encoded = _encode_pandas(value)  # first, since its times are Python's too
+    if encoded is not None:
+        return encoded
     for tag, (kind, to_json, _) in _TAGGED.items():
         if isinstance(value, kind):
             return {tag: to_json(value)}
-    return _encode_pandas(value)
+    return {"$pickle": base64.b64encode(_pickled(value)).decode()}
 
 
 def _encode_dict(value: dict[Any, Any]) -> dict[str, Any]:
@@ -66,8 +69,8 @@ def _encode_dict(value: dict[Any, Any]) -> dict[str, Any]:
     return {"$dict": [[encode(key), encode(item)] for key, item in value.items()]}
 
 
-def _encode_pandas(value: Any) -> dict[str, Any]:
-    """Encode what pandas has for categories and bins; anything else is pickled."""
+def _encode_pandas(value: Any) -> dict[str, Any] | None:
+    """Encode what pandas has for categories, bins, and times that Python's do not hold."""
     match type(value).__module__.partition(".")[0], type(value).__name__:
         case "pandas", "CategoricalDtype":
             categories = None if value.categories is None else list(value.categories)
@@ -75,8 +78,12 @@ def _encode_pandas(value: Any) -> dict[str, Any]:
         case "pandas", "IntervalIndex":
             edges = [encode(list(value.left)), encode(list(value.right))]
             return {"$intervals": [*edges, value.closed]}
+        case "pandas", "Timestamp" if value.nanosecond:
+            return {"$timestamp": value.isoformat()}
+        case "pandas", "Timedelta" if value.nanoseconds:
+            return {"$nanoseconds": value.value}
         case _:
-            return {"$pickle": base64.b64encode(_pickled(value)).decode()}
+            return None
 
 
 def _pickled(value: Any) -> bytes:
@@ -95,6 +102,18 @@ def _decode_intervals(content: list[Any]) -> Any:
 
     left, right, closed = content
     return pd.IntervalIndex.from_arrays(decode(left), decode(right), closed=closed)
+
+
+def _decode_timestamp(content: str) -> Any:
+    import pandas as pd
+
+    return pd.Timestamp(content)
+
+
+def _decode_nanoseconds(content: int) -> Any:
+    import pandas as pd
+
+    return pd.Timedelta(content, "ns")
 
 
 _TAGGED: dict[str, tuple[type, Callable[[Any], Any], Callable[[Any], Any]]] = {
@@ -121,5 +140,7 @@ _DECODERS: dict[str, Callable[[Any], Any]] = {
     "$dict": lambda content: {decode(key): decode(item) for key, item in content},
     "$categories": _decode_categories,
     "$intervals": _decode_intervals,
+    "$timestamp": _decode_timestamp,
+    "$nanoseconds": _decode_nanoseconds,
     "$pickle": lambda content: cloudpickle.loads(base64.b64decode(content)),
 }

@@ -10,7 +10,14 @@ import pyarrow.compute as pc
 
 from minitrain.data.preprocessors import batches
 from minitrain.data.preprocessors.base import Preprocessor
-from minitrain.data.preprocessors.columns import codes, column_of, decoded, missing, without_nan
+from minitrain.data.preprocessors.columns import (
+    array_of,
+    codes,
+    column_of,
+    decoded,
+    missing,
+    without_nan,
+)
 from minitrain.data.preprocessors.encoders import ranked_categories
 from minitrain.data.preprocessors.statistics import Counts, Statistic
 from minitrain.exceptions import TransformError
@@ -84,7 +91,7 @@ class LabelEncoder(Preprocessor):
     def _inverse_table(self, table: pa.Table) -> pa.Table:
         column = column_of(table, self.output_columns[0], "LabelEncoder.inverse_transform")
         places = pc.cast(without_nan(column), pa.int64())
-        labels = pa.array(list(self._labels()))
+        labels = array_of(list(self._labels()))
         known = pc.and_(pc.greater_equal(places, 0), pc.less(places, len(labels)))
         found = pc.take(labels, pc.if_else(known, places, pa.scalar(None, pa.int64())))
         return batches.replaced(table, {self.label_column: found})
@@ -158,5 +165,5 @@ class Categorizer(Preprocessor):
         categories = list(dtype.categories)
         places = {category: place for place, category in enumerate(categories)}
         return pa.DictionaryArray.from_arrays(
-            codes(column, places, self._what(name)), pa.array(categories), ordered=dtype.ordered
+            codes(column, places, self._what(name)), array_of(categories), ordered=dtype.ordered
         )
