@@ -94,6 +94,7 @@ def test_each_that_learns_gives_scikit_learns_numbers(ours, theirs, name, missin
 def test_norms_are_scikit_learns(norm, name):
     matrix = load(name)
     matrix[3] = 0  # a row of zeros stays one
+    matrix[4] *= 1e-20  # and so does what is next to nothing
     result = transformed(Normalizer(names_of(matrix), norm), matrix)
     np.testing.assert_allclose(result, preprocessing.normalize(matrix, norm), rtol=1e-6, atol=1e-9)
 

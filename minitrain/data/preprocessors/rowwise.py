@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Normalizer", "PowerTransformer"]
 
+NOTHING = 10 * float(np.finfo(np.float64).eps)
+"""What scikit-learn takes for a norm of 0."""
+
 _NORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "l1": lambda columns: np.abs(columns).sum(axis=0),
     "l2": lambda columns: np.sqrt(np.square(columns).sum(axis=0)),
@@ -27,8 +30,8 @@ _NORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 class Normalizer(Preprocessor):
     """Scale each row, that is its values in some columns taken together, to norm 1.
 
-    The same numbers as scikit-learn's of that name. A row of zeros stays as it is; a row with a
-    missing value has none in its results.
+    The same numbers as scikit-learn's of that name. A row of zeros, or with a norm below
+    2.2e-15, stays as it is; a row with a missing value has none in its results.
 
     Args:
         columns: Columns of numbers.
@@ -60,7 +63,7 @@ class Normalizer(Preprocessor):
             [floats(c, self._what(n)) for n, c in zip(self.columns, inputs, strict=True)]
         )
         norms = _NORMS[self.norm](values)
-        values /= np.where(norms == 0, 1.0, norms)
+        values /= np.where(norms < NOTHING, 1.0, norms)
         return {
             output: as_type_of(row, column)
             for output, row, column in zip(self.output_columns, values, inputs, strict=True)
