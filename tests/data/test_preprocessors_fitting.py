@@ -32,7 +32,7 @@ from minitrain.data.preprocessors import (
 from minitrain.data.preprocessors.columns import numbers
 from minitrain.data.preprocessors.fitting import Apply, Collect, Outline, Skip, plan_pass
 from minitrain.data.preprocessors.statistics import Counts, Extremes, Moments, Values
-from minitrain.exceptions import ColumnError, DataError
+from minitrain.exceptions import ColumnError, ConfigurationError, DataError
 from tests.data.tables import dataset, in_parts
 
 TABLE = pa.table(
@@ -391,6 +391,32 @@ def test_a_column_that_is_not_there_is_named_with_who_needs_it():
         ColumnError, match=r"MinMaxScaler\.fit: there is no column 'unuse'.*'unused'"
     ):
         Chain(StandardScaler(["a"]), MinMaxScaler(["unuse"])).fit(dataset(TABLE))
+
+
+@pytest.mark.parametrize("others", [[], ["b"]])
+def test_a_column_that_an_imputer_makes_need_not_be_there(others):
+    chain = Chain(SimpleImputer(["p"], "constant", 2.0), StandardScaler(["p", *others]))
+    chain.fit(dataset(TABLE))
+    assert chain.preprocessors[1].stats_["mean(p)"] == 2.0
+    with pytest.raises(ColumnError, match=r"StandardScaler\.fit: there is no column 'p'"):
+        Chain(StandardScaler(["p"], ["q"]), *chain.preprocessors[:1], MinMaxScaler(["p"])).fit(
+            dataset(TABLE)
+        )
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [Concatenator(["a", "b"], "x"), StandardScaler(["b"])],
+        [Chain(Concatenator(["a", "b"], "x")), Chain(StandardScaler(["b"]))],
+    ],
+)
+def test_a_column_that_a_step_drops_cannot_be_read_later(steps):
+    with pytest.raises(ConfigurationError, match="StandardScaler reads column 'b', which Concaten"):
+        Chain(*steps)
+    again = Chain(Concatenator(["a", "b"], "b"), Concatenator(["b"], flatten=True))
+    assert again.get_output_columns() == ["concat_out"]
+    Chain(Concatenator(["a", "b"]), SimpleImputer(["b"], "constant", 0), StandardScaler(["b"]))
 
 
 def test_files_with_values_are_closed_when_fitting_fails(monkeypatch):

@@ -8,6 +8,8 @@ from minitrain.data.preprocessors.base import FitStatus, Preprocessor
 from minitrain.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pyarrow as pa
 
 __all__ = ["Chain"]
@@ -31,7 +33,8 @@ class Chain(Preprocessor):
         Chain(StandardScaler(['a', 'b']), Concatenator(['a', 'b'], dtype=dtype('float32')))
 
     Raises:
-        ConfigurationError: There is no step, or one that is not a preprocessor.
+        ConfigurationError: There is no step, or one that is not a preprocessor, or one that reads
+            what an earlier one drops.
     """
 
     def __init__(self, *preprocessors: Preprocessor) -> None:
@@ -41,8 +44,10 @@ class Chain(Preprocessor):
         if not preprocessors:
             raise ConfigurationError("Chain: there must be at least one preprocessor")
         self.preprocessors = preprocessors
-        self.columns = _read_first(preprocessors)
-        self.output_columns = _left_at_the_end(preprocessors)
+        steps = self._steps()
+        _refuse_reading_what_is_dropped(steps)
+        self.columns = _read_first(steps)
+        self.output_columns = _left_at_the_end(steps)
         self.stats_ = {}
         self._fitted = False
 
@@ -87,7 +92,21 @@ class Chain(Preprocessor):
         return f"Chain({', '.join(map(repr, self.preprocessors))})"
 
 
-def _read_first(steps: tuple[Preprocessor, ...]) -> list[str]:
+def _refuse_reading_what_is_dropped(steps: Sequence[Preprocessor]) -> None:
+    dropped: dict[str, str] = {}
+    for step in steps:
+        name = type(step).__name__
+        lost = [column for column in step.get_input_columns() if column in dropped]
+        if lost and not step._fills:  # an imputer makes what is not there
+            raise ConfigurationError(
+                f"Chain: {name} reads column {lost[0]!r}, which {dropped[lost[0]]} drops before"
+            )
+        dropped.update(dict.fromkeys(step._dropped(), name))
+        for column in step.get_output_columns():
+            dropped.pop(column, None)
+
+
+def _read_first(steps: Sequence[Preprocessor]) -> list[str]:
     """Return the columns that are read before any step writes them."""
     written: set[str] = set()
     read: dict[str, None] = {}
@@ -97,7 +116,7 @@ def _read_first(steps: tuple[Preprocessor, ...]) -> list[str]:
     return list(read)
 
 
-def _left_at_the_end(steps: tuple[Preprocessor, ...]) -> list[str]:
+def _left_at_the_end(steps: Sequence[Preprocessor]) -> list[str]:
     """Return the columns that are written and not dropped again."""
     written: dict[str, None] = {}
     for step in steps:

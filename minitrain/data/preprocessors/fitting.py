@@ -119,15 +119,28 @@ def fit_steps(steps: Sequence[Preprocessor], ds: Dataset) -> None:
         DataError: The dataset has no rows.
     """
     fitted: set[int] = set()
+    absent: set[str] = set()
     while True:
         outlines = [_outline(step, fitted=place in fitted) for place, step in enumerate(steps)]
         if all(outline.ready for outline in outlines):
             return
         actions, needed = plan_pass(outlines)
+        there = [name for name in needed if name not in absent]
         try:
-            fitted |= _run_pass(steps, actions, ds.select_columns(needed))
+            fitted |= _run_pass(steps, actions, ds.select_columns(there) if there else ds)
         except ColumnError as error:
-            raise _of_a_step(error, steps) from None
+            name = error.args[0]
+            if name in absent or not _is_made(name, steps, outlines):
+                raise _of_a_step(error, steps) from None
+            absent.add(name)
+
+
+def _is_made(name: str, steps: Sequence[Preprocessor], outlines: Sequence[Outline]) -> bool:
+    """Return whether an imputer can make a column that is not there."""
+    return any(
+        step._fills and outline.ready and name in outline.inputs
+        for step, outline in zip(steps, outlines, strict=True)
+    )
 
 
 def _of_a_step(error: ColumnError, steps: Sequence[Preprocessor]) -> ColumnError:
