@@ -17,6 +17,7 @@ from minitrain.data.preprocessors import (
     CustomKBinsDiscretizer,
     Normalizer,
     PowerTransformer,
+    Preprocessor,
     SimpleImputer,
     SklearnPreprocessor,
     StandardScaler,
@@ -224,6 +225,12 @@ def test_bins_of_equal_width_are_those_of_pandas(data, values, number, right):
     assert cut.stats_["x"] == pytest.approx(edges, rel=1e-12)
     result = rows(cut.transform_batch(table)["x"])
     assert result == [None if math.isnan(place) else place for place in expected]
+
+
+def test_numbers_of_bins_may_be_numpys():
+    cut = UniformKBinsDiscretizer(["x"], np.int64(2)).fit(dataset({"x": [0, 4]}))
+    assert Preprocessor.deserialize(cut.serialize()) == cut
+    assert rows(cut.transform_batch(pa.table({"x": [1, 3]}))["x"]) == [0, 1]
 
 
 def test_bins_may_differ_by_column_and_have_labels_or_a_type():

@@ -8,6 +8,7 @@ import json
 import warnings
 from abc import ABC, abstractmethod
 from enum import StrEnum
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from minitrain.data.preprocessors import batches
@@ -23,7 +24,13 @@ if TYPE_CHECKING:
 
     from minitrain.data.dataset import Dataset
 
-__all__ = ["FitStatus", "Preprocessor", "PreprocessorNotFittedException", "checked_names"]
+__all__ = [
+    "FitStatus",
+    "Preprocessor",
+    "PreprocessorNotFittedException",
+    "checked_names",
+    "is_count",
+]
 
 FORMAT = "minitrain.preprocessor"
 VERSION = 1
@@ -337,6 +344,11 @@ class _Transform:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         return self._preprocessor._transform_table(table)
+
+
+def is_count(number: Any) -> bool:
+    """Return whether something is a whole number above 0."""
+    return isinstance(number, Integral) and not isinstance(number, bool) and int(number) > 0
 
 
 def checked_names(what: str, names: Iterable[str]) -> list[str]:

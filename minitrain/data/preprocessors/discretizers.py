@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from minitrain.data.preprocessors.base import Preprocessor
+from minitrain.data.preprocessors.base import Preprocessor, is_count
 from minitrain.data.preprocessors.columns import floats
 from minitrain.data.preprocessors.statistics import Extremes, Statistic
 from minitrain.exceptions import ConfigurationError, TransformError
@@ -124,7 +123,12 @@ class CustomKBinsDiscretizer(_Discretizer):
     def _check(self, edges: Any, name: str) -> None:
         if type(edges).__name__ == "IntervalIndex":
             return
-        steps = np.diff(np.asarray(list(edges), dtype=np.float64))
+        try:
+            steps = np.diff(np.asarray(list(edges), dtype=np.float64))
+        except (TypeError, ValueError) as error:
+            raise ConfigurationError(
+                f"{self._what(name)}: bins={edges!r} must be edges: numbers that increase"
+            ) from error
         if (steps < 0).any() or (self.duplicates == "raise" and (steps == 0).any()):
             raise ConfigurationError(
                 f"{self._what(name)}: the edges {list(edges)} must increase; "
@@ -170,7 +174,7 @@ class UniformKBinsDiscretizer(_Discretizer):
         self.include_lowest = include_lowest
         for name in self.columns:
             number = self._bins_of(name)
-            if isinstance(number, bool) or not isinstance(number, Integral) or number < 1:
+            if not is_count(number):
                 raise ConfigurationError(
                     f"{self._what(name)}: bins={number!r} must be a number above 0"
                 )

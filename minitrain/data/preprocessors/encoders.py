@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from minitrain.data.preprocessors.base import Preprocessor
+from minitrain.data.preprocessors.base import Preprocessor, is_count
 from minitrain.data.preprocessors.columns import codes, is_list, lists, tensor
 from minitrain.data.preprocessors.statistics import Counts, Statistic
 from minitrain.exceptions import ConfigurationError, TransformError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
 __all__ = ["MultiHotEncoder", "OneHotEncoder", "OrdinalEncoder", "ranked_categories"]
 
@@ -75,13 +76,16 @@ class _Encoder(Preprocessor):
 def _checked_limits(
     name: str, columns: Sequence[str], limits: Mapping[str, int] | None
 ) -> dict[str, int]:
-    for column, limit in (limits or {}).items():
-        if column not in columns or limit < 1:
-            raise ConfigurationError(
-                f"{name}: max_categories={limits!r} must give numbers above 0 for some of the "
-                f"columns {list(columns)}"
-            )
-    return dict(limits or {})
+    if limits is None:
+        return {}
+    if not isinstance(limits, Mapping) or not all(
+        column in columns and is_count(limit) for column, limit in limits.items()
+    ):
+        raise ConfigurationError(
+            f"{name}: max_categories={limits!r} must give numbers above 0 for some of the "
+            f"columns {list(columns)}"
+        )
+    return dict(limits)
 
 
 class OrdinalEncoder(_Encoder):

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from minitrain.data.preprocessors.base import Preprocessor
+from minitrain.data.preprocessors.base import Preprocessor, is_count
 from minitrain.data.preprocessors.columns import combined, decoded, floats, tensor
 from minitrain.data.preprocessors.statistics import Counts, Statistic
 from minitrain.exceptions import ConfigurationError, TransformError
@@ -86,10 +86,10 @@ def _hash(token: str, number: int) -> int:
     return int(hashlib.sha256(token.encode()).hexdigest(), 16) % number
 
 
-def _checked_number(name: str, number: int) -> int:
-    if number < 1:
-        raise ConfigurationError(f"{name}: num_features={number!r} must be above 0")
-    return number
+def _checked_number(what: str, number: int) -> int:
+    if not is_count(number):
+        raise ConfigurationError(f"{what}={number!r} must be a number above 0")
+    return int(number)
 
 
 class Tokenizer(Preprocessor):
@@ -177,7 +177,7 @@ class HashingVectorizer(_Vectorizer):
         output_columns: Sequence[str] | None = None,
     ) -> None:
         super().__init__(columns, output_columns)
-        self.num_features = _checked_number("HashingVectorizer", num_features)
+        self.num_features = _checked_number("HashingVectorizer: num_features", num_features)
         self.tokenization_fn = tokenization_fn
 
     def _width(self, name: str) -> int:  # noqa: ARG002
@@ -200,6 +200,9 @@ class CountVectorizer(_Vectorizer):
         max_features: Count only so many tokens, the most frequent ones, and of equally frequent
             ones the first in order; None: all.
         output_columns: What to call the results; None: they replace the columns.
+
+    Raises:
+        ConfigurationError: ``max_features`` is less than 1.
     """
 
     _takes_fills = False
@@ -214,6 +217,8 @@ class CountVectorizer(_Vectorizer):
     ) -> None:
         super().__init__(columns, output_columns)
         self.tokenization_fn = tokenization_fn
+        if max_features is not None:
+            _checked_number("CountVectorizer: max_features", max_features)
         self.max_features = max_features
 
     def _statistics(self) -> dict[str, Statistic]:
@@ -267,7 +272,7 @@ class FeatureHasher(Preprocessor):
     def __init__(self, columns: Sequence[str], num_features: int, output_column: str) -> None:
         super().__init__(columns)
         self.output_columns = [output_column]
-        self.num_features = _checked_number("FeatureHasher", num_features)
+        self.num_features = _checked_number("FeatureHasher: num_features", num_features)
         self.output_column = output_column
 
     def _compute(self, table: pa.Table) -> dict[str, pa.Array | pa.ChunkedArray]:
