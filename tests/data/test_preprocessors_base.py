@@ -555,7 +555,23 @@ def test_a_class_of_ones_own_is_fitted_written_and_read_like_the_others():
     again = Preprocessor.deserialize(clip.serialize())
     assert again == clip
     assert again.transform_batch(TABLE)["a"].to_pylist() == [1.0, 2.0, 2.0]
-    del Preprocessor._classes["Clip"]
+    text = clip.serialize()
+    assert f"{__name__}.Clip" in text
+    for module in ("", "__main__."):  # of an earlier version, and of a script
+        assert Preprocessor.deserialize(text.replace(f"{__name__}.Clip", f"{module}Clip")) == clip
+    del Preprocessor._classes[f"{__name__}.Clip"]
+
+
+def test_a_class_of_ones_own_may_be_called_like_one_of_ours():
+    theirs = StandardScaler
+
+    class Normalizer(theirs):
+        pass
+
+    ours = MAKERS["Normalizer"]()
+    assert type(Preprocessor.deserialize(ours.serialize())) is type(ours)
+    assert type(Preprocessor.deserialize(Normalizer(["a"]).serialize())) is Normalizer
+    del Preprocessor._classes[f"{__name__}.Normalizer"]
 
 
 def test_what_is_no_dataset_cannot_be_learned_from():

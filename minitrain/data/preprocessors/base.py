@@ -74,7 +74,7 @@ class Preprocessor(ABC):
     _is_fittable: bool = True
     _fills: bool = False  # it puts one value where values are missing, and does nothing else
     _takes_fills: bool = True  # it can learn from a column before that is done
-    _classes: ClassVar[dict[str, type[Preprocessor]]] = {}
+    _classes: ClassVar[dict[str, type[Preprocessor]]] = {}  # by what is written
 
     def __init__(self, columns: Sequence[str], output_columns: Sequence[str] | None = None) -> None:
         name = type(self).__name__
@@ -93,7 +93,7 @@ class Preprocessor(ABC):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Make a class known to deserialize()."""
         super().__init_subclass__(**kwargs)
-        Preprocessor._classes[cls.__name__] = cls
+        Preprocessor._classes[_written_name(cls)] = cls
 
     # What a class of its own defines.
 
@@ -289,7 +289,7 @@ class Preprocessor(ABC):
         return {
             "format": FORMAT,
             "version": VERSION,
-            "type": type(self).__name__,
+            "type": _written_name(type(self)),
             "arguments": encode(self._arguments()),
             "fitted": self._fitted,
             "stats": encode(self.stats_),
@@ -306,7 +306,7 @@ class Preprocessor(ABC):
                 f"a later version of minitrain has written this {content['type']} "
                 f"(format {content['version']}; this one reads up to {VERSION}): upgrade minitrain"
             )
-        cls = Preprocessor._classes.get(content["type"])
+        cls = _class_written_as(content["type"], Preprocessor._classes)
         if cls is None:
             raise ConfigurationError(
                 f"there is no preprocessor {content['type']!r}; import the module that defines it"
@@ -344,6 +344,26 @@ class _Transform:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         return self._preprocessor._transform_table(table)
+
+
+def _written_name(cls: type[Preprocessor]) -> str:
+    """Return how a class is named where it is written down; another one may have the same name."""
+    ours = cls.__module__.startswith("minitrain.")
+    return cls.__name__ if ours else f"{cls.__module__}.{cls.__name__}"
+
+
+def _class_written_as(
+    written: str, classes: dict[str, type[Preprocessor]]
+) -> type[Preprocessor] | None:
+    """Return a class by its name.
+
+    If there is none, a user's own in any module: a script is ``__main__`` only while it runs, and
+    earlier versions have not written the module.
+    """
+    if written in classes:
+        return classes[written]
+    end = "." + written.rpartition(".")[2]
+    return next((cls for name, cls in reversed(classes.items()) if name.endswith(end)), None)
 
 
 def is_count(number: Any) -> bool:
