@@ -23,6 +23,7 @@ from minitrain.data.aggregate import (
     check_aggregations,
     columns_of,
 )
+from minitrain.data.plans.steps import Select, Step
 from minitrain.data.values import concat_tables
 
 if TYPE_CHECKING:
@@ -45,8 +46,8 @@ class Consumes(ABC):
         """Return the columns and their types; None if there are no rows."""
 
     @abstractmethod
-    def select_columns(self, cols: str | Sequence[str]) -> Self:
-        """Keep only these columns."""
+    def _then(self, step: Step) -> Self:
+        """Return another dataset: this one's rows, with something done to them."""
 
     # ------------------------------------------------------------------ aggregations
     def aggregate(self, *aggs: AggregateFn) -> dict[str, Any]:
@@ -62,8 +63,9 @@ class Consumes(ABC):
             {'max(id)': 4, 'mean(id)': 2.0}
         """
         check_aggregations(aggs)
-        columns = columns_of(aggs)
-        dataset = self.select_columns(columns) if columns else self
+        names = ", ".join(function.name for function in aggs)
+        columns = tuple(columns_of(aggs))
+        dataset = self._then(Select(columns, names)) if columns else self
         with closing(dataset._tables()) as tables:  # noqa: SLF001 - of this class
             made = aggregated(tables, (), aggs)
         if made is None:

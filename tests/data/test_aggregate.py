@@ -252,6 +252,8 @@ def test_everything_at_once():
 
 def test_what_cannot_be_computed_is_said():
     dataset = dataset_of(pa.table({"age": [1, 2, 3], "name": ["a", "b", "c"]}))
+    with pytest.raises(ColumnError, match=r"^mean\(agee\): there is no column .*mean 'age'"):
+        dataset_of(pa.table({"age": [1]})).mean("agee")
     with pytest.raises(ColumnError, match="no column 'agee'; did you mean 'age'"):
         dataset.sum("agee")
     with pytest.raises(DataError, match=r"sum\(name\) cannot be computed: column 'name' is string"):

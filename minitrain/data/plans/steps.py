@@ -92,13 +92,19 @@ class TableStep(Step):
 
 @dataclass(frozen=True)
 class Select(TableStep):
-    """Keeps some columns, in this order."""
+    """Keeps some columns, in this order.
+
+    Attributes:
+        columns: Their names.
+        wanted_by: What the user called that needs them, for messages; empty: select_columns.
+    """
 
     columns: tuple[str, ...]
+    wanted_by: str = ""
 
     def on_table(self, table: pa.Table, block: str, first: int) -> pa.Table:  # noqa: ARG002
         """Return the columns."""
-        check_columns(self.columns, table.column_names, self.describe())
+        check_columns(self.columns, table.column_names, self.wanted_by or self.describe())
         return table.select(list(self.columns))
 
     def describe(self) -> str:
