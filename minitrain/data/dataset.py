@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -27,6 +27,7 @@ from minitrain.data.plans.planning import (
     steps_of,
 )
 from minitrain.data.plans.runtime import Runtime
+from minitrain.data.plans.steps import Select
 from minitrain.data.splitting import Splits
 from minitrain.data.transforms import Transforms
 from minitrain.data.writing.write import Writes
@@ -103,9 +104,16 @@ class Dataset(Transforms, Iterates, Consumes, Splits, Writes):
     def _device(self) -> Any:
         return "cpu"
 
-    def counted(self) -> DataIterator:
-        """Return an iterator over the whole dataset, its rows counted."""
-        return DataIterator(self.resolved().plan, equal=False)
+    def counted(self, columns: Sequence[str] | None = None) -> DataIterator:
+        """Return an iterator over the whole dataset, its rows counted.
+
+        Args:
+            columns: Only these, without which the others need not be read; None: all.
+        """
+        needed = self
+        if columns is not None:
+            needed = self._then(Select(tuple(columns), "to_torch"))
+        return DataIterator(needed.resolved().plan, equal=False)
 
     def _tables(self) -> Generator[pa.Table, None, None]:
         """Yield all rows of the first epoch."""

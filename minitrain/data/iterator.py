@@ -168,6 +168,34 @@ class Iterates(ToTorch, ToTensorFlow):
             local_shuffle_seed,
         )
 
+    def tensors(
+        self,
+        needed: Callable[[Sequence[str]], Sequence[str]] | None,
+        *,
+        dtypes: Any,
+        batch_size: int,
+        prefetch_batches: int,
+        drop_last: bool,
+        local_shuffle_buffer_size: int | None,
+        local_shuffle_seed: int | None,
+    ) -> _Batches:
+        """Iterate over batches of tensors in the CPU's memory, perhaps of some columns only.
+
+        Args:
+            needed: Returns of the columns there are those to make tensors of; None: all.
+            dtypes: As in :meth:`iter_torch_batches`, like the others.
+            batch_size: Likewise.
+            prefetch_batches: Likewise.
+            drop_last: Likewise.
+            local_shuffle_buffer_size: Likewise.
+            local_shuffle_seed: Likewise.
+        """
+        return self._iterable(
+            Batching(TorchFormat(dtypes, needed), batch_size, drop_last, prefetch_batches),
+            local_shuffle_buffer_size,
+            local_shuffle_seed,
+        )
+
     def _iterable(self, batching: Batching, window: int | None, seed: int | None) -> _Batches:
         size = batching.size
         checked = replace(
@@ -310,8 +338,8 @@ class DataIterator(Iterates):
         return _Left(position, share.pad)
 
     # ------------------------------------------------------------------ parts of a share
-    def counted(self) -> DataIterator:
-        """Return this iterator, having counted the rows."""
+    def counted(self, columns: Sequence[str] | None = None) -> DataIterator:  # noqa: ARG002
+        """Return this iterator, having counted the rows: it goes on with all columns it has."""
         self.rows()
         return self
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
+import minitrain.data
 from minitrain.data.values import table_from_batch
 from minitrain.exceptions import ColumnError, ConfigurationError
 from tests.data.slices import dataset_of
@@ -145,3 +146,73 @@ def test_what_makes_no_tensor_is_said():
         numbers(3).to_torch(batch_size=None)
     with pytest.raises(ConfigurationError, match="batch_size=0"):
         numbers(3).to_torch(batch_size=0)
+
+
+@pytest.mark.parametrize("of", [lambda d: d, lambda d: d.streaming_split(1)[0]])
+@pytest.mark.parametrize(
+    "names", [["a", "b"], np.array(["a", "b"]), [["a"], "b"], {"n": ["a", "b"]}]
+)
+def test_columns_that_were_not_asked_for_become_no_tensors(of, names):
+    table = pa.table({"a": [1, 2], "b": [3, 4], "s": ["x", "y"], "y": [0, 1]})
+    batches = of(dataset_of(table)).to_torch(feature_columns=names, label_column="y", batch_size=2)
+    features, label = next(iter(batches))
+    if isinstance(names, dict):
+        features = features["n"]
+    if isinstance(features, list):
+        features = torch.cat(features, dim=1)
+    assert (features.tolist(), label.tolist()) == ([[1, 3], [2, 4]], [[0], [1]])
+    with pytest.raises(ColumnError, match=r"to_torch: there is no column 'bb'; did you mean 'b'"):
+        next(iter(of(dataset_of(table)).to_torch(feature_columns=["a", "bb"])))
+    with pytest.raises(ColumnError, match=r"to_torch: there is no column 'yy'; did you mean 'y'"):
+        next(iter(of(dataset_of(table)).to_torch(label_column="yy")))
+    with pytest.raises(TypeError, match=r"column 's' .* iter_torch_batches\(collate_fn"):
+        next(iter(of(dataset_of(table)).to_torch(label_column="y")))
+
+
+def test_columns_that_were_not_asked_for_are_not_read(tmp_path):
+    table = pa.table({"a": [1, 2], "s": ["x", "y"], "y": [0, 1]})
+    dataset_of(table).write_parquet(tmp_path)
+    batches = minitrain.data.read_parquet(tmp_path).to_torch(
+        feature_columns=["a"], label_column="y"
+    )
+    (tables,) = {tuple(t.column_names) for t in batches._iterator.iter_batches(batch_format=None)}
+    assert tables == ("a", "y")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "named"),
+    [
+        ({"feature_columns": []}, ConfigurationError, "at least one column"),
+        ({"feature_columns": [5]}, TypeError, "5 is no name of a column"),
+        ({"feature_columns": [[5]]}, TypeError, "5 is no name of a column"),
+        ({"feature_columns": [["id"], []]}, ConfigurationError, "at least one column"),
+        ({"feature_columns": ["id"], "feature_column_dtypes": "float32"}, TypeError, "'float32'"),
+        (
+            {"feature_columns": ["id"], "feature_column_dtypes": {"id": torch.int8}},
+            TypeError,
+            "the dtype {'id'",
+        ),
+        (
+            {"feature_columns": {"n": ["id"]}, "feature_column_dtypes": {"m": torch.int8}},
+            ConfigurationError,
+            r"'m' is none of \['n'\]",
+        ),
+        (
+            {"feature_columns": ["id", "x"], "feature_column_dtypes": [torch.int8]},
+            ConfigurationError,
+            "1 dtypes for 2",
+        ),
+        ({"label_column": "x", "label_column_dtype": np.float32}, TypeError, "float32"),
+        ({"batch_size": 0}, ConfigurationError, "batch_size"),
+        ({"batch_size": "3"}, ConfigurationError, "batch_size"),
+        ({"prefetch_batches": -1}, ConfigurationError, "prefetch_batches"),
+    ],
+)
+def test_wrong_arguments_are_refused_at_the_call(options, error, named):
+    with pytest.raises(error, match=named):
+        numbers(3).to_torch(**options)
+
+
+def test_a_name_is_a_list_of_one():
+    features, _ = next(iter(numbers(3).to_torch(feature_columns="id")))
+    assert features.tolist() == [[0]]

@@ -6,7 +6,7 @@ Rows are converted a table at a time, which is fast, and cut into batches afterw
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -141,9 +141,12 @@ class TorchFormat(Format[dict[str, Any]]):
 
     Args:
         dtypes: Of all columns, or by column.
+        needed: Returns of the columns there are those to make tensors of; None: all.
     """
 
-    def __init__(self, dtypes: Any) -> None:
+    def __init__(
+        self, dtypes: Any, needed: Callable[[Sequence[str]], Sequence[str]] | None = None
+    ) -> None:
         import torch
 
         for dtype in dtypes.values() if isinstance(dtypes, Mapping) else (dtypes,):
@@ -155,9 +158,12 @@ class TorchFormat(Format[dict[str, Any]]):
         self._torch = torch
         self._columns = _SameColumns()
         self._dtypes = dtypes
+        self._needed = needed
 
     def chunk(self, table: pa.Table) -> dict[str, Any]:
         """Convert rows."""
+        if self._needed is not None:
+            table = table.select(list(self._needed(table.column_names)))
         self._columns.check(table)
         return values.torch_from_table(table, self._dtypes)
 

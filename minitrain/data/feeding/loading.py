@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,30 @@ class Arrangement:
     unsqueeze_label: bool
     unsqueeze_features: bool
 
+    def __post_init__(self) -> None:
+        if self.label is not None:
+            _checked_dtypes(self.label_dtype, 1)
+        self._groups()
+
+    def needed(self, columns: Sequence[str]) -> list[str]:
+        """Return which columns to make tensors of.
+
+        Args:
+            columns: Those there are.
+
+        Raises:
+            ColumnError: One that was asked for is not among them.
+        """
+        named = list(self.named)
+        check_columns(named, columns, "to_torch")
+        return list(columns) if self.features is None else named
+
+    @property
+    def named(self) -> Sequence[str]:
+        """The columns that were asked for by name, each of them once."""
+        names = [name for group, _ in self._groups() for name in group]
+        return list(dict.fromkeys(names if self.label is None else [*names, self.label]))
+
     def of(self, batch: Mapping[str, Any]) -> tuple[Any, Any]:
         """Return features and label."""
         if self.label is None:
@@ -42,37 +66,59 @@ class Arrangement:
         return self._features(batch), _converted(label, self.label_dtype)
 
     def _features(self, batch: Mapping[str, Any]) -> Any:
-        dtypes = self.feature_dtypes
+        tensors = [self._joined(batch, names, dtypes) for names, dtypes in self._groups()]
         match self.features:
             case None:
-                return self._joined(batch, [name for name in batch if name != self.label], dtypes)
-            case Mapping() as groups:
-                by_key = dtypes if isinstance(dtypes, Mapping) else dict.fromkeys(groups, dtypes)
-                return {
-                    key: self._joined(batch, names, by_key.get(key))
-                    for key, names in groups.items()
-                }
-            case [str(), *_] as names:
-                return self._joined(batch, names, dtypes)
-            case groups:
-                each = dtypes if isinstance(dtypes, Sequence) else [dtypes] * len(groups)
-                return [
-                    self._joined(batch, names, dtype)
-                    for names, dtype in zip(groups, each, strict=True)
-                ]
+                names = [name for name in batch if name != self.label]
+                return self._joined(batch, names, _checked_dtypes(self.feature_dtypes, len(names)))
+            case str() | [str(), *_]:
+                return tensors[0]
+            case Mapping() as keys:
+                return dict(zip(keys, tensors, strict=True))
+            case _:
+                return tensors
 
-    def _joined(self, batch: Mapping[str, Any], names: Any, dtype: Any) -> torch.Tensor:
+    def _groups(self) -> list[tuple[list[str], list[torch.dtype | None]]]:
+        """Return for each tensor of features that was asked for its columns and their dtypes.
+
+        Raises:
+            ConfigurationError: One has no columns, or there are not as many dtypes.
+        """
+        dtypes = self.feature_dtypes
+        groups: list[Any]
+        match self.features:
+            case None:
+                return []
+            case str() | [str(), *_] as names:
+                groups, by_group = [names], [dtypes]
+            case Mapping() as named:
+                groups = list(named.values())
+                by_group = _of_keys(dtypes, named)
+            case _:
+                groups = list(self.features)
+                by_group = _one_each(dtypes, len(groups))
+        listed = [_names(group) for group in groups]
+        if not all(listed) or not listed:
+            raise ConfigurationError("to_torch(feature_columns): name at least one column")
+        return [
+            (names, _checked_dtypes(dtype, len(names)))
+            for names, dtype in zip(listed, by_group, strict=True)
+        ]
+
+    def _joined(
+        self, batch: Mapping[str, Any], names: Sequence[str], dtypes: Sequence[torch.dtype | None]
+    ) -> torch.Tensor:
         """Return columns side by side in one tensor."""
-        columns = [self._column(batch, name) for name in names]
-        dtypes = dtype if isinstance(dtype, Sequence) else [dtype] * len(columns)
-        columns = [_converted(one, each) for one, each in zip(columns, dtypes, strict=True)]
+        columns = [
+            _converted(self._column(batch, name), dtype)
+            for name, dtype in zip(names, dtypes, strict=True)
+        ]
         if self.unsqueeze_features:
             columns = [column.unsqueeze(1) for column in columns]
         return columns[0] if len(columns) == 1 else torch.cat(columns, dim=1)
 
     @staticmethod
     def _column(batch: Mapping[str, Any], name: str) -> torch.Tensor:
-        check_columns([name], list(batch), "to_torch")
         column = batch[name]
         if not isinstance(column, torch.Tensor):
             raise ConfigurationError(
@@ -80,6 +126,43 @@ class Arrangement:
                 "use iter_torch_batches(collate_fn=...)"
             )
         return column
+
+
+def _names(group: Any) -> list[str]:
+    names = [group] if isinstance(group, str) or not isinstance(group, Iterable) else list(group)
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"to_torch(feature_columns): {name!r} is no name of a column")
+    return names
+
+
+def _of_keys(dtypes: Any, groups: Mapping[str, Any]) -> list[Any]:
+    if not isinstance(dtypes, Mapping):
+        return [dtypes] * len(groups)
+    for key in dtypes:
+        if key not in groups:
+            raise ConfigurationError(
+                f"to_torch(feature_column_dtypes): {key!r} is none of {list(groups)}"
+            )
+    return [dtypes.get(key) for key in groups]
+
+
+def _one_each(dtypes: Any, number: int) -> list[Any]:
+    if not isinstance(dtypes, Sequence) or isinstance(dtypes, str):
+        return [dtypes] * number
+    if len(dtypes) != number:
+        raise ConfigurationError(f"to_torch: there are {len(dtypes)} dtypes for {number} features")
+    return list(dtypes)
+
+
+def _checked_dtypes(dtypes: Any, number: int) -> list[torch.dtype | None]:
+    each = _one_each(dtypes, number)
+    for dtype in each:
+        if not isinstance(dtype, torch.dtype | None):
+            raise TypeError(
+                f"to_torch: the dtype {dtype!r} must be a torch.dtype, such as torch.float32"
+            )
+    return each
 
 
 def _converted(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
@@ -92,7 +175,7 @@ class TorchBatches(IterableDataset[Any]):
     Args:
         iterator: The rows.
         arrangement: What becomes of the columns; None: a dict of them.
-        options: Of ``iter_torch_batches``.
+        options: Of the iterator's ``tensors``.
     """
 
     def __init__(
@@ -113,8 +196,10 @@ class TorchBatches(IterableDataset[Any]):
             self._epochs[process.id] += 1
             size = self._options["batch_size"]
             iterator = iterator.part(process.id, process.num_workers, size, epoch)
-        for batch in iterator.iter_torch_batches(**self._options):
-            yield batch if self._arrangement is None else self._arrangement.of(batch)
+        arrangement = self._arrangement
+        needed = None if arrangement is None else arrangement.needed
+        for batch in iterator.tensors(needed, **self._options):
+            yield batch if arrangement is None else arrangement.of(batch)
 
     def __len__(self) -> int:
         rows = self._iterator.rows()

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from minitrain.exceptions import ConfigurationError
+from minitrain.data.plans.functions import check_count
 
 if TYPE_CHECKING:
     from torch.utils.data import IterableDataset
@@ -20,10 +20,14 @@ class ToTorch(ABC):
     """Makes a dataset of torch of what can be iterated over in batches."""
 
     @abstractmethod
-    def counted(self) -> DataIterator:
-        """Return an iterator over the same rows that knows how many there are."""
+    def counted(self, columns: Sequence[str] | None = None) -> DataIterator:
+        """Return an iterator over the same rows that knows how many there are.
 
-    iter_torch_batches: Callable[..., Any]
+        Args:
+            columns: No others are asked of it, and others need not be read; None: all are.
+        """
+
+    tensors: Callable[..., Any]
 
     def to_torch(
         self,
@@ -55,7 +59,7 @@ class ToTorch(ABC):
         Args:
             label_column: Yield ``(features, label)``; None: there is no label.
             feature_columns: Columns that become one tensor, several lists of those, or a dict of
-                lists; None: all but the label.
+                lists; None: all but the label. No tensors are made of columns that are not named.
             label_column_dtype: A ``torch.dtype``.
             feature_column_dtypes: One for all features, or like ``feature_columns`` one for each
                 tensor.
@@ -82,8 +86,9 @@ class ToTorch(ABC):
         """
         from minitrain.data.feeding.loading import Arrangement, TorchBatches
 
-        if batch_size is None:
-            raise ConfigurationError("to_torch(batch_size=None): must be an integer of at least 1")
+        check_count("batch_size", batch_size)
+        if feature_columns is not None and not isinstance(feature_columns, str | Mapping):
+            feature_columns = list(feature_columns)
         arrangement = None
         if label_column is not None or feature_columns is not None:
             arrangement = Arrangement(
@@ -101,7 +106,7 @@ class ToTorch(ABC):
             "local_shuffle_buffer_size": local_shuffle_buffer_size,
             "local_shuffle_seed": local_shuffle_seed,
             "dtypes": feature_column_dtypes if arrangement is None else None,
-            "device": "cpu",
         }
-        self.iter_torch_batches(**options)  # refuses wrong ones at once
-        return TorchBatches(self.counted(), arrangement, options)
+        self.tensors(None, **options)  # refuses wrong ones at once
+        columns = None if arrangement is None or feature_columns is None else arrangement.named
+        return TorchBatches(self.counted(columns), arrangement, options)

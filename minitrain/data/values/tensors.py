@@ -63,7 +63,8 @@ def torch_from_numpy(arrays: Mapping[str, np.ndarray], dtypes: Dtypes = None) ->
         reasons = ", ".join(f"{name!r} ({why})" for name, why in refused.items())
         raise TypeError(
             f"no tensor can hold the column{'s' * (len(refused) > 1)} {reasons}: leave out what is "
-            f"not needed, drop_columns({list(refused)}), or make tensors of it in a collate_fn"
+            f"not needed, drop_columns({list(refused)}), or make tensors of it yourself, "
+            "iter_torch_batches(collate_fn=...)"
         )
     return tensors
 
