@@ -23,6 +23,7 @@ from minitrain.data.aggregate import (
     check_aggregations,
     columns_of,
 )
+from minitrain.data.plans.functions import check_count
 from minitrain.data.plans.steps import Select, Step
 from minitrain.data.values import concat_tables
 
@@ -148,6 +149,11 @@ class Consumes(ABC):
         Raises:
             ValueError: There are more.
         """
+        return self._all("to_arrow", limit)
+
+    def _all(self, what: str, limit: int | None) -> pa.Table:
+        if limit is not None:
+            check_count(f"{what}(limit)", limit, lowest=0)
         held: list[pa.Table] = []
         rows = 0
         with closing(self._tables()) as tables:
@@ -165,7 +171,7 @@ class Consumes(ABC):
 
     def to_pandas(self, limit: int | None = None) -> pd.DataFrame:
         """Return all rows as a frame in memory; arguments are those of :meth:`to_arrow`."""
-        return values.pandas_from_table(self.to_arrow(limit))
+        return values.pandas_from_table(self._all("to_pandas", limit))
 
     def size_bytes(self) -> int:
         """Return how much memory all rows take as Arrow tables; they are read for it."""

@@ -123,8 +123,7 @@ class Dataset(Transforms, Iterates, Consumes, Splits, Writes):
     # ------------------------------------------------------------------ rows
     def take(self, limit: int = 20) -> list[dict[str, Any]]:
         """Return the first rows, as dicts."""
-        with closing(self._rows()) as rows:
-            return list(itertools.islice(rows, limit))
+        return self._first(check_count("take(limit)", limit, lowest=0))
 
     def take_all(self, limit: int | None = None) -> list[dict[str, Any]]:
         """Return all rows.
@@ -132,8 +131,10 @@ class Dataset(Transforms, Iterates, Consumes, Splits, Writes):
         Raises:
             ValueError: There are more than ``limit``.
         """
-        rows = self.take(limit + 1) if limit is not None else list(self._rows())
-        if limit is not None and len(rows) > limit:
+        if limit is None:
+            return list(self._rows())
+        rows = self._first(check_count("take_all(limit)", limit, lowest=0) + 1)
+        if len(rows) > limit:
             raise ValueError(f"take_all({limit}): the dataset has more rows")
         return rows
 
@@ -145,12 +146,17 @@ class Dataset(Transforms, Iterates, Consumes, Splits, Writes):
     ) -> Any:
         """Return the first rows as one batch."""
         values.check_format(batch_format)
-        return values.batch_from_table(self._head(batch_size), batch_format)
+        rows = check_count("take_batch(batch_size)", batch_size, lowest=0)
+        return values.batch_from_table(self._head(rows), batch_format)
 
     def show(self, limit: int = 20) -> None:
         """Print the first rows."""
-        for row in self.take(limit):
+        for row in self._first(check_count("show(limit)", limit, lowest=0)):
             print(row)  # noqa: T201 - that is what it is for
+
+    def _first(self, limit: int) -> list[dict[str, Any]]:
+        with closing(self._rows()) as rows:
+            return list(itertools.islice(rows, limit))
 
     def _rows(self) -> Generator[dict[str, Any], None, None]:
         with closing(self._tables()) as made:
@@ -231,7 +237,7 @@ class Dataset(Transforms, Iterates, Consumes, Splits, Writes):
             remainder: What becomes of the rows that do not go evenly, with ``equal``: ``"drop"``:
                 nobody gets them; ``"pad"``: some rows come twice.
         """
-        n = check_count("streaming_split", n)
+        n = check_count("streaming_split(n)", n)
         if remainder not in {"drop", "pad"}:
             raise ConfigurationError(f"remainder={remainder!r}: must be 'drop' or 'pad'")
         plan = self.resolved().plan

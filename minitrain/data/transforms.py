@@ -33,7 +33,16 @@ from minitrain.data.plans.plan import (
     Zip,
 )
 from minitrain.data.plans.sorting import Sorted
-from minitrain.data.plans.steps import Drop, Filter, Rename, Sample, Select, Step, WithColumn
+from minitrain.data.plans.steps import (
+    Drop,
+    Filter,
+    Rename,
+    Sample,
+    Select,
+    Step,
+    WithColumn,
+    names_of,
+)
 from minitrain.data.values import check_format
 from minitrain.exceptions import ConfigurationError
 
@@ -205,24 +214,24 @@ class Transforms(ABC):
             concurrency: As in :meth:`map_batches`.
         """
         check_format(batch_format)
-        (name,) = _names("add_column", [col])
+        (name,) = names_of("add_column", [col])
         function = user_function(fn, concurrency=concurrency)
         return self._then(AddColumn(function, "add_column", name, batch_format))
 
     # ------------------------------------------------------------------ columns and rows
     def with_column(self, column_name: str, expr: pc.Expression) -> Self:
         """Add a column that an expression of ``pyarrow.compute`` gives."""
-        (name,) = _names("with_column", [column_name])
+        (name,) = names_of("with_column", [column_name])
         expression = _expression("with_column", expr, "pyarrow.compute.field('age') + 1")
         return self._then(WithColumn(name, expression))
 
     def drop_columns(self, cols: Sequence[str]) -> Self:
         """Leave columns out."""
-        return self._then(Drop(_names("drop_columns", cols)))
+        return self._then(Drop(names_of("drop_columns", cols)))
 
     def select_columns(self, cols: str | Sequence[str]) -> Self:
         """Keep only these columns, in this order; others are not even read from Parquet files."""
-        names = _names("select_columns", cols)
+        names = names_of("select_columns", cols)
         if not names:
             raise ConfigurationError("select_columns: name at least one column")
         return self._then(Select(names))
@@ -231,9 +240,11 @@ class Transforms(ABC):
         """Rename columns: a dict of old and new names, or all new names in order."""
         if isinstance(names, Mapping):
             old, new = list(names), list(names.values())
-            pairs = zip(_names("rename_columns", old), _names("rename_columns", new), strict=True)
+            pairs = zip(
+                names_of("rename_columns", old), names_of("rename_columns", new), strict=True
+            )
             return self._then(Rename(tuple(pairs)))
-        listed = _names("rename_columns", names)
+        listed = names_of("rename_columns", names)
         if not listed:
             raise ConfigurationError("rename_columns: name at least one column")
         return self._then(Rename(listed))
@@ -265,8 +276,8 @@ class Transforms(ABC):
         A column whose name is taken gets a number: ``x_1``.
         """
         plan = self.plan
-        for one in _plans("zip", other):
-            plan = Zip(plan, one)
+        for right in _plans("zip", other):
+            plan = Zip(plan, right)
         return self._with(plan)
 
     # ------------------------------------------------------------------ order
@@ -337,7 +348,7 @@ class Transforms(ABC):
             key: One or more columns.
             descending: For all of them, or for each. Nulls come last.
         """
-        keys = _names("sort", key)
+        keys = names_of("sort", key)
         if not keys:
             raise ConfigurationError("sort: name at least one column")
         down = _directions(descending, len(keys))
@@ -348,19 +359,7 @@ class Transforms(ABC):
         """Group rows by the values of one or more columns; None: all rows are one group."""
         from minitrain.data.grouped import GroupedData
 
-        return GroupedData(self.plan, () if key is None else _names("groupby", key))
-
-
-def _names(what: str, names: str | Iterable[str]) -> tuple[str, ...]:
-    if isinstance(names, Mapping) or not isinstance(names, Iterable):
-        raise TypeError(f"{what}: {names!r} is no name of a column and no list of names")
-    listed = (names,) if isinstance(names, str) else tuple(names)
-    wrong = [name for name in listed if not isinstance(name, str)]
-    if wrong:
-        raise TypeError(f"{what}: {wrong[0]!r} is no name of a column")
-    if len(set(listed)) < len(listed):
-        raise ConfigurationError(f"{what}: a column is named twice in {list(listed)}")
-    return listed
+        return GroupedData(self.plan, () if key is None else names_of("groupby", key))
 
 
 def _expression(what: str, expr: Any, example: str) -> pc.Expression:

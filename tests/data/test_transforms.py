@@ -570,6 +570,19 @@ def test_wrong_names_are_refused():
         (lambda d: d.random_sample("1"), ConfigurationError, "'1'.* between 0 and 1"),
         (lambda d: d.repartition(), ConfigurationError, "either num_blocks or"),
         (lambda d: d.repartition(0), ConfigurationError, "repartition"),
+        (lambda d: d.union(pd.DataFrame()), TypeError, "union: DataFrame is no dataset"),
+        (lambda d: d.zip(d, {}), TypeError, "zip: dict is no dataset"),
+        (lambda d: d.take(-1), ConfigurationError, r"take\(limit\)=-1"),
+        (lambda d: d.take("5"), ConfigurationError, r"take\(limit\)='5'"),
+        (lambda d: d.take(None), ConfigurationError, r"take\(limit\)=None"),
+        (lambda d: d.take_all(2.5), ConfigurationError, r"take_all\(limit\)=2\.5"),
+        (lambda d: d.take_batch(-1), ConfigurationError, r"take_batch\(batch_size\)=-1"),
+        (lambda d: d.take_batch(1.5), ConfigurationError, r"take_batch\(batch_size\)=1\.5"),
+        (lambda d: d.show("x"), ConfigurationError, r"show\(limit\)='x'"),
+        (lambda d: d.to_arrow(-1), ConfigurationError, r"to_arrow\(limit\)=-1"),
+        (lambda d: d.to_pandas("1"), ConfigurationError, r"to_pandas\(limit\)='1'"),
+        (lambda d: d.streaming_split("2"), ConfigurationError, r"streaming_split\(n\)='2'"),
+        (lambda d: d.streaming_split(True), ConfigurationError, r"streaming_split\(n\)=True"),
         (lambda d: d.sort([]), ConfigurationError, "at least one column"),
         (lambda d: d.sort(["id", "x"], [True]), ConfigurationError, "2 columns, but 1 directions"),
         (lambda d: d.sort("id", "d"), TypeError, r"sort\(descending='d'\): must be True or False"),
@@ -589,6 +602,13 @@ def test_arguments_of_numpy_are_taken():
     mapped = made().map(added, fn_args=np.array([5]), fn_constructor_args=())
     mapped = mapped.sort("id", np.array([True])).limit(1)
     assert rows_of(mapped.random_sample(np.float32(1))) == [{"id": 254}]
+
+
+def test_numbers_of_numpy_are_numbers():
+    dataset = made()
+    assert len(dataset.take(np.int64(2))) == len(dataset.take_batch(np.int32(2))["id"]) == 2
+    assert len(dataset.streaming_split(np.int64(2))) == 2
+    assert dataset.take_all(np.int64(len(ROWS))) == ROWS
 
 
 def test_no_step_changes_what_it_works_on():

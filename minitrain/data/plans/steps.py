@@ -7,9 +7,9 @@ without counting which rows of a file a position in the dataset means.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +33,7 @@ __all__ = [
     "TableStep",
     "WithColumn",
     "check_columns",
+    "names_of",
 ]
 
 
@@ -244,6 +245,24 @@ def check_columns(names: Iterable[str], columns: Sequence[str], what: str) -> No
     for name in names:
         if name not in columns:
             raise ColumnError(name, columns, what)
+
+
+def names_of(what: str, names: Any) -> tuple[str, ...]:
+    """Return names of columns as they were given to a method: one of them, or several.
+
+    Raises:
+        TypeError: One is no name.
+        ConfigurationError: One is given twice.
+    """
+    if isinstance(names, Mapping) or not isinstance(names, Iterable):
+        raise TypeError(f"{what}: {names!r} is no name of a column and no list of names")
+    listed = (names,) if isinstance(names, str) else tuple(names)
+    wrong = [name for name in listed if not isinstance(name, str)]
+    if wrong:
+        raise TypeError(f"{what}: {wrong[0]!r} is no name of a column")
+    if len(set(listed)) < len(listed):
+        raise ConfigurationError(f"{what}: a column is named twice in {list(listed)}")
+    return listed
 
 
 @dataclass(frozen=True, slots=True)
