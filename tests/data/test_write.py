@@ -432,6 +432,14 @@ def test_wrong_places_and_sizes_are_refused(tmp_path):
         dataset.write_parquet(tmp_path, min_rows_per_file=9, max_rows_per_file=5)
     with pytest.raises(ColumnError, match=r"partition_cols: .*did you mean 'id'"):
         dataset.write_parquet(tmp_path, partition_cols=["idd"])
+    for names, error, named in [
+        ("textt", ColumnError, r"partition_cols: .*'textt'; did you mean 'text'"),
+        (["text", "text"], ConfigurationError, "partition_cols: a column is named twice"),
+        ([3], TypeError, "partition_cols: 3 is no name of a column"),
+        (3, TypeError, "partition_cols: 3 is no name of a column"),
+    ]:
+        with pytest.raises(error, match=named):
+            dataset.write_parquet(tmp_path, partition_cols=names)
     with pytest.raises(ConfigurationError, match="no other column is left"):
         dataset.write_parquet(tmp_path, partition_cols=["id", "text", "x"])
     with pytest.raises(DataError, match="there is no column to write"):

@@ -21,7 +21,7 @@ from minitrain.data.plans.columns import known_schema
 from minitrain.data.plans.functions import check_count
 from minitrain.data.plans.groups import grouped_by
 from minitrain.data.plans.plan import Node
-from minitrain.data.plans.steps import check_columns
+from minitrain.data.plans.steps import check_columns, names_of
 from minitrain.data.values import concat_tables, converted_column
 from minitrain.data.writing.encoders import Csv, Encoder, JsonLines, Numpy, Parquet, Writer
 from minitrain.data.writing.output import OutputFolder, SaveMode
@@ -48,7 +48,7 @@ class Writes(ABC):
         self,
         path: PathLike,
         *,
-        partition_cols: Sequence[str] | None = None,
+        partition_cols: str | Sequence[str] | None = None,
         filesystem: Any = None,
         try_create_dir: bool = True,
         min_rows_per_file: int | None = None,
@@ -63,7 +63,8 @@ class Writes(ABC):
 
         Args:
             path: The folder: a path or a URI.
-            partition_cols: Make a folder ``column=value`` for each value of these columns.
+            partition_cols: Make a folder ``column=value`` for each value of this column, or of
+                each of these.
             filesystem: Where the folder is, if it is no URI: pyarrow's or fsspec's.
             try_create_dir: Make folders that are not there.
             min_rows_per_file: Begin no other file before so many rows; by default a file has about
@@ -86,7 +87,7 @@ class Writes(ABC):
         self,
         path: PathLike,
         *,
-        partition_cols: Sequence[str] | None = None,
+        partition_cols: str | Sequence[str] | None = None,
         filesystem: Any = None,
         try_create_dir: bool = True,
         min_rows_per_file: int | None = None,
@@ -117,7 +118,7 @@ class Writes(ABC):
         self,
         path: PathLike,
         *,
-        partition_cols: Sequence[str] | None = None,
+        partition_cols: str | Sequence[str] | None = None,
         filesystem: Any = None,
         try_create_dir: bool = True,
         min_rows_per_file: int | None = None,
@@ -165,12 +166,13 @@ class Writes(ABC):
         folder: OutputFolder,
         encoder: Encoder,
         sizes: _Sizes,
-        partition_cols: Sequence[str] | None = None,
+        partition_cols: str | Sequence[str] | None = None,
     ) -> None:
+        keys = () if partition_cols is None else names_of("partition_cols", partition_cols)
         if folder.is_left_alone:
             return
         schema = known_schema(self.plan)
-        files = _Files(folder, encoder, sizes, tuple(partition_cols or ()))
+        files = _Files(folder, encoder, sizes, keys)
         if schema is not None:
             files.check(schema)
         try:
