@@ -6,7 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from minitrain.data.dataset import from_source
-from minitrain.data.files.binary_formats import BytesFormat, FilesSource, ImageFormat
+from minitrain.data.files.binary_formats import (
+    BytesFormat,
+    FilesSource,
+    ImageFormat,
+    check_mode,
+)
 from minitrain.data.files.line_formats import CsvFormat, JsonFormat, TextFormat
 from minitrain.data.files.numpy_format import NumpySource
 from minitrain.data.files.parquet import EXTENSIONS, ParquetSource
@@ -369,7 +374,7 @@ def read_images(
     return from_source(
         FilesSource(
             kind="read_images",
-            format=ImageFormat(_size(size), mode),
+            format=ImageFormat(_size(size), check_mode(mode)),
             where=where,
             on_error=_check(on_error),
             shuffle=_shuffle(shuffle),
@@ -545,10 +550,11 @@ def _blocks(number: int | None) -> int | None:
 def _size(size: tuple[int, int] | None) -> tuple[int, int] | None:
     if size is None:
         return None
-    if len(size) != 2 or min(size) < 1:  # noqa: PLR2004 - height and width
-        raise ConfigurationError(f"size={size!r}: must be (height, width)")
-    height, width = size
-    return height, width
+    try:
+        height, width = size
+        return check_count("height", height), check_count("width", width)
+    except (TypeError, ValueError):  # no pair, or not one of sizes
+        raise ConfigurationError(f"size={size!r}: must be (height, width)") from None
 
 
 def _known(function: str, given: Mapping[str, Any], **names: str) -> dict[str, Any]:

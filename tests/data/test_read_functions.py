@@ -79,8 +79,23 @@ def test_wrong_arguments_are_refused_at_once(options, problem):
         read.read_csv("nowhere", sep=";")
     with pytest.raises(ConfigurationError, match="columns='ab': must be a list"):
         read.read_parquet("nowhere", columns="ab")
-    with pytest.raises(ConfigurationError, match="height, width"):
-        read.read_images("nowhere", size=(3,))
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"size": (3,)}, r"size=\(3,\): must be \(height, width\)"),
+        ({"size": 224}, r"size=224: must be \(height, width\)"),
+        ({"size": ("3", 4)}, "size="),
+        ({"size": (3.5, 4)}, "size="),
+        ({"size": (0, 4)}, "size="),
+        ({"mode": "RBG"}, "mode='RBG': must be one of .*'RGB'"),
+        ({"mode": 3}, "mode=3"),
+    ],
+)
+def test_wrong_images_are_refused_at_once(options, problem):
+    with pytest.raises(ConfigurationError, match=problem):
+        read.read_images("nowhere", **options)
 
 
 @pytest.mark.parametrize("columns", [None, ["a"], ["path"]])

@@ -21,7 +21,14 @@ from minitrain.data.plans.tables import sliced
 from minitrain.data.values.types import RaggedTensorType, ragged_tensor_array, tensor_array
 from minitrain.exceptions import ConfigurationError, DataError, DataFileError, SchemaMismatchError
 
-__all__ = ["BytesFormat", "FilesBlock", "FilesSource", "ImageFormat", "WholeFileFormat"]
+__all__ = [
+    "BytesFormat",
+    "FilesBlock",
+    "FilesSource",
+    "ImageFormat",
+    "WholeFileFormat",
+    "check_mode",
+]
 
 _FILES_PER_TABLE = 64
 _FILES_PER_BLOCK = 256
@@ -166,6 +173,17 @@ class ImageFormat(WholeFileFormat):
         height, width = self.size or (height, width)
         pixel = np.asarray(_pillow().new(self.mode or mode, (1, 1)))
         return (height, width, *pixel.shape[2:]), str(pixel.dtype)
+
+
+def check_mode(mode: str | None) -> str | None:
+    """Return a mode that Pillow has; refuse anything else."""
+    if mode is not None:
+        try:
+            _pillow().new(mode, (1, 1))
+        except (TypeError, ValueError, KeyError):
+            modes = _pillow().MODES
+            raise ConfigurationError(f"mode={mode!r}: must be one of {modes}") from None
+    return mode
 
 
 def _pillow() -> Any:
