@@ -109,7 +109,7 @@ class ColumnError(DataError, KeyError):
 
     def __str__(self) -> str:
         name, columns, where = self.args
-        near = difflib.get_close_matches(name, columns, n=3)
+        near = difflib.get_close_matches(str(name), columns, n=3)
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else ""
         return f"{where}: there is no column {name!r}; {hint or f'there are {list(columns)}'}"
 

@@ -33,6 +33,14 @@ def test_batches_are_dicts_of_tensors():
     assert [len(list(again)) for _ in range(2)] == [3, 3]
 
 
+def test_dtypes_and_columns_must_be_there():
+    with pytest.raises(ColumnError, match="dtypes: there is no column 'yy'; did you mean 'y'"):
+        next(iter(dataset_of(TABLE).iter_tf_batches(dtypes={"yy": tf.float32})))
+    spec = tf.TensorSpec(shape=(None,), dtype=tf.int64)
+    with pytest.raises(ColumnError, match="to_tf: there is no column 'yy'; did you mean 'y'"):
+        dataset_of(TABLE).to_tf("x", "yy", label_type_spec=spec)
+
+
 def test_tensors_of_several_shapes_are_ragged():
     table = table_from_batch({"r": [np.ones((2, 3)), np.ones((1, 4))]}, "a test")
     (batch,) = dataset_of(table).iter_tf_batches()

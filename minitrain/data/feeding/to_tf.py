@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minitrain.data import values
-from minitrain.data.plans.steps import check_columns
+from minitrain.data.plans.steps import check_columns, names_of
 from minitrain.exceptions import ConfigurationError, DataError
 
 if TYPE_CHECKING:
@@ -107,6 +107,8 @@ class ToTensorFlow(ABC):
         schema = self.schema()
         if schema is None:
             raise ConfigurationError("to_tf: the dataset has no rows, and so no columns")
+        for columns, _ in groups:
+            check_columns(names_of("to_tf", columns), schema.names, "to_tf")
         signature = tuple(
             _specs(schema, columns) if spec is None else spec for columns, spec in groups
         )
@@ -143,6 +145,7 @@ class _Converted:
 
 def _tensors(batch: Mapping[str, np.ndarray], dtypes: Any) -> dict[str, Any]:
     by_column = dtypes if isinstance(dtypes, Mapping) else dict.fromkeys(batch, dtypes)
+    check_columns(by_column, list(batch), "dtypes")
     return {name: _tensor(name, array, by_column.get(name)) for name, array in batch.items()}
 
 
@@ -170,9 +173,7 @@ def _chosen(batch: Mapping[str, np.ndarray], columns: Columns, spec: Any) -> Any
 
 
 def _specs(schema: pa.Schema, columns: Columns) -> Any:
-    names = [columns] if isinstance(columns, str) else list(columns)
-    check_columns(names, schema.names, "to_tf")
-    specs = {name: _spec(schema.field(name)) for name in names}
+    specs = {name: _spec(schema.field(name)) for name in names_of("to_tf", columns)}
     return specs[columns] if isinstance(columns, str) else specs
 
 

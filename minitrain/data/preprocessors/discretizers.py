@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from minitrain.data.plans.steps import check_columns
 from minitrain.data.preprocessors.base import Preprocessor, is_count
 from minitrain.data.preprocessors.columns import floats
 from minitrain.data.preprocessors.statistics import Extremes, Statistic
@@ -40,6 +41,7 @@ class _Discretizer(Preprocessor):
             raise ConfigurationError(f"{name}: bins={bins!r} lacks the columns {lacking}")
         if duplicates not in {"raise", "drop"}:
             raise ConfigurationError(f"{name}: duplicates={duplicates!r} must be 'raise' or 'drop'")
+        check_columns(dtypes or (), self.columns, f"{name}(dtypes)")
         self.bins = bins
         self.dtypes = dict(dtypes or {})
         self.duplicates = duplicates
