@@ -10,6 +10,7 @@ import math
 import pickle
 import subprocess
 import sys
+import threading
 import warnings
 
 import numpy as np
@@ -514,6 +515,46 @@ def test_wrong_arguments_are_refused_at_once(make, words):
 def test_whatever_gives_names_is_taken_for_a_list_of_them(names):
     expected = "StandardScaler(['a', 'b'], output_columns=['c', 'd'])"
     assert repr(StandardScaler(names, pd.Index(["c", "d"]))) == expected
+
+
+@pytest.mark.parametrize("method", ["fit", "transform", "fit_transform"])
+def test_a_dataset_must_be_a_dataset(method):
+    with pytest.raises(TypeError, match=r"MaxAbsScaler\.\w+\(\) takes a dataset.*not a DataFrame"):
+        getattr(MaxAbsScaler(["a"]).fit(dataset({"a": [1]})), method)(pd.DataFrame({"a": [1]}))
+
+
+class Locked:
+    def __init__(self):
+        self.lock = threading.Lock()
+
+    def __call__(self, text):
+        return [text]
+
+
+@pytest.mark.parametrize("chained", [False, True])
+def test_what_cannot_be_copied_can_be_used(chained):
+    step = Tokenizer(["t"], Locked())
+    step = Chain(step) if chained else step
+    assert step.transform(dataset({"t": ["a"]})).take_all() == [{"t": ["a"]}]
+
+
+@pytest.mark.parametrize("chained", [False, True])
+def test_a_transformed_dataset_stays_as_it_is_when_its_preprocessor_is_fitted_anew(chained):
+    rows, others = dataset({"a": [1.0, 2.0]}), dataset({"a": [4.0, 8.0]})
+    step = MaxAbsScaler(["a"])
+    step = Chain(step) if chained else step
+    before = step.fit_transform(rows)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        step.fit(others)
+    assert [before.take_all()[1], step.transform(rows).take_all()[1]] == [{"a": 1.0}, {"a": 0.25}]
+
+
+@pytest.mark.parametrize("make", [UniformKBinsDiscretizer, CustomKBinsDiscretizer])
+def test_dtypes_are_those_of_columns(make):
+    bins = 3 if make is UniformKBinsDiscretizer else [0, 1]
+    with pytest.raises(ColumnError, match=r"\(dtypes\): there is no column 'agee'.* mean 'age'"):
+        make(["age"], bins, dtypes={"agee": np.int8})
 
 
 def test_a_batch_must_be_a_batch():

@@ -129,11 +129,7 @@ class Preprocessor(ABC):
         """
         from minitrain.data.preprocessors.fitting import fit_steps
 
-        if not hasattr(ds, "map_batches"):
-            raise TypeError(
-                f"{type(self).__name__}.fit() takes a dataset, such as "
-                f"minitrain.data.from_pandas(frame), not a {type(ds).__name__}"
-            )
+        self._check_is_dataset(ds, "fit")
         if self.fit_status() in {self.FitStatus.FITTED, self.FitStatus.PARTIALLY_FITTED}:
             warnings.warn(
                 f"{type(self).__name__} was fitted already; what it had learned is replaced",
@@ -163,6 +159,7 @@ class Preprocessor(ABC):
         Raises:
             PreprocessorNotFittedException: :meth:`fit` was not called before.
         """
+        self._check_is_dataset(ds, "transform")
         self._check_is_fitted("transform")
         return ds.map_batches(
             _Transform(self), batch_format="pyarrow", udf_modifying_row_count=False, **options
@@ -250,6 +247,22 @@ class Preprocessor(ABC):
         assert isinstance(collector, ColumnCollector)
         self.stats_ = self._conclude(collector.statistics)
         self._fitted = True
+
+    def _as_it_is(self) -> Self:
+        """Return one that stays as this one is, which may be fitted anew later.
+
+        What the user gave is not copied: not all of it can be, and fitting does not change it.
+        """
+        made = copy.copy(self)
+        made.stats_ = copy.deepcopy(self.stats_)
+        return made
+
+    def _check_is_dataset(self, ds: Any, method: str) -> None:
+        if not hasattr(ds, "map_batches"):
+            raise TypeError(
+                f"{type(self).__name__}.{method}() takes a dataset, such as "
+                f"minitrain.data.from_pandas(frame), not a {type(ds).__name__}"
+            )
 
     def _check_is_fitted(self, method: str) -> None:
         if self.fit_status() in {self.FitStatus.NOT_FITTED, self.FitStatus.PARTIALLY_FITTED}:
@@ -339,7 +352,7 @@ class _Transform:
     """What a preprocessor does, as it was when this was made: it may be fitted anew later."""
 
     def __init__(self, preprocessor: Preprocessor) -> None:
-        self._preprocessor = copy.deepcopy(preprocessor)
+        self._preprocessor = preprocessor._as_it_is()
         self.__name__ = type(preprocessor).__name__  # how a dataset's plan shows it
 
     def __call__(self, table: pa.Table) -> pa.Table:

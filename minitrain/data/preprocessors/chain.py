@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from minitrain.data.preprocessors.base import FitStatus, Preprocessor
 from minitrain.exceptions import ConfigurationError
@@ -68,6 +68,11 @@ class Chain(Preprocessor):
 
     def _steps(self) -> list[Preprocessor]:
         return [inner for step in self.preprocessors for inner in step._steps()]
+
+    def _as_it_is(self) -> Self:
+        made = super()._as_it_is()
+        made.preprocessors = tuple(step._as_it_is() for step in self.preprocessors)
+        return made
 
     def _transform_table(self, table: pa.Table) -> pa.Table:
         for step in self.preprocessors:
