@@ -15,6 +15,7 @@ from minitrain.data.context import DataContext
 from minitrain.data.feeding.formats import ArrowFormat
 from minitrain.data.feeding.stream import Batching, open_batches
 from minitrain.data.iterator import DataIterator, Iterates, Remainder
+from minitrain.data.plans.columns import check_steps
 from minitrain.data.plans.functions import check_count, check_seed
 from minitrain.data.plans.mapped import HostTable, blocks_of
 from minitrain.data.plans.plan import Listed, Node, Read, ShuffleBlocks, counted, written
@@ -176,11 +177,18 @@ class Dataset(Transforms, Iterates, Consumes, Splits, Writes):
         return values.concat_tables(held)
 
     def count(self) -> int:
-        """Return the number of rows; without reading them, if metadata tell it."""
+        """Return the number of rows; without reading them, if metadata tell it.
+
+        Raises:
+            ColumnError: A column that was selected, dropped or renamed is known not to be there.
+        """
         with self._running() as runtime:
             plan = self._ready(runtime)
             with runtime.in_this_thread():
-                return sum(block.rows or 0 for block in counted(plan.blocks(0)))
+                blocks = counted(plan.blocks(0))
+                if blocks:
+                    check_steps(plan)
+                return sum(block.rows or 0 for block in blocks)
 
     def schema(self) -> pa.Schema | None:
         """Return the columns and their types; None if there are no rows.

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import minitrain.data
 from minitrain.exceptions import ColumnError, ConfigurationError, DataError, TransformError
 from tests.data.slices import dataset_of, dataset_of_slices
 
@@ -526,6 +527,43 @@ def test_wrong_names_are_refused():
         made().select_columns(["x", "x"])
     with pytest.raises(TypeError, match="3 is no name of a column"):
         made().drop_columns([3])
+
+
+@pytest.mark.parametrize("source", ["table", "range", "parquet", "materialized"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda d: d.select_columns(["idd"]),
+        lambda d: d.drop_columns(["idd"]),
+        lambda d: d.rename_columns({"idd": "x"}),
+        lambda d: (
+            d.limit(3).select_columns(["idd"]).map_batches(len, udf_modifying_row_count=False)
+        ),
+        lambda d: d.union(d.select_columns(["idd"])),
+    ],
+)
+def test_counting_finds_wrong_names_where_the_columns_are_known(tmp_path, source, step):
+    dataset = minitrain.data.range(5)
+    if source == "table":
+        dataset = minitrain.data.from_arrow(pa.table({"id": range(5)}))
+    if source == "parquet":
+        dataset.write_parquet(tmp_path)
+        dataset = minitrain.data.read_parquet(tmp_path)
+    if source == "materialized":
+        dataset = dataset.materialize()
+    with pytest.raises(ColumnError, match="no column 'idd'; did you mean 'id'"):
+        step(dataset).count()
+
+
+def test_counting_fetches_no_row_for_names():
+    class Items:
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            raise AssertionError
+
+    assert minitrain.data.from_torch(Items()).select_columns(["a"]).count() == 3
 
 
 @pytest.mark.parametrize(

@@ -326,6 +326,7 @@ class FileSource(Source):
     """
 
     can_select: ClassVar[bool] = True
+    lists_columns: ClassVar[bool] = True
 
     kind: str
     where: FileSet

@@ -171,6 +171,7 @@ class Source(ABC):
     Attributes:
         can_select: Whether it reads only ``columns`` if it is told them.
         can_filter: Whether it leaves out rows for which ``predicate`` does not hold.
+        lists_columns: Whether its schema needs nothing read that its blocks do not.
         kind: The function that made it, such as ``read_parquet``.
         columns: What to read, in this order; None: everything.
         predicate: Which rows to keep; None: all. Its columns need not be among ``columns``.
@@ -179,6 +180,7 @@ class Source(ABC):
 
     can_select: ClassVar[bool] = False
     can_filter: ClassVar[bool] = False
+    lists_columns: ClassVar[bool] = False
 
     kind: str
     columns: tuple[str, ...] | None

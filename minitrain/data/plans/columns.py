@@ -20,18 +20,26 @@ from minitrain.data.plans.plan import (
     Whole,
 )
 from minitrain.data.plans.sorting import Sorted
-from minitrain.data.plans.steps import Sample, TableStep, check_columns
+from minitrain.data.plans.steps import Sample, TableStep, WithColumn, check_columns
 
-__all__ = ["check_plan_columns", "known_schema"]
+__all__ = ["check_plan_columns", "check_steps", "known_schema"]
 
 
-def known_schema(node: Node) -> pa.Schema | None:
+def known_schema(node: Node, *, cheaply: bool = False) -> pa.Schema | None:
     """Return the columns and their types; None if only rows could tell them.
+
+    Args:
+        node: The plan.
+        cheaply: None also if something would have to be read, or imported, for it alone.
 
     Raises:
         ColumnError: A step needs a column that is not there.
     """
     match node:
+        case Read(source=source) if cheaply and not source.lists_columns:
+            return None
+        case Apply(step=WithColumn()) if cheaply:  # computes with pandas loaded
+            return None
         case Read(source=source):
             schema = source.schema()
             names = source.columns
@@ -39,7 +47,7 @@ def known_schema(node: Node) -> pa.Schema | None:
         case Listed(listed=(TableBlock(shared=shared), *_)):
             return shared.table().schema
         case Apply(child=child, step=TableStep() as step):
-            before = known_schema(child)
+            before = known_schema(child, cheaply=cheaply)
             if before is None:
                 return None
             return step.on_table(before.empty_table(), "no rows", 0).schema
@@ -51,9 +59,19 @@ def known_schema(node: Node) -> pa.Schema | None:
             | ShuffleRows(child=child)
             | Whole(child=child, function=Sorted())
         ):
-            return known_schema(child)
+            return known_schema(child, cheaply=cheaply)
         case _:
             return None
+
+
+def check_steps(node: Node) -> None:
+    """Raise a ColumnError if a step is known to need a column that is not there.
+
+    Who only counts rows does not come by such a step.
+    """
+    if known_schema(node, cheaply=True) is None:
+        for child in node.children:
+            check_steps(child)
 
 
 def check_plan_columns(names: Sequence[str], node: Node, what: str) -> None:

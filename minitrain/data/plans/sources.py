@@ -87,6 +87,8 @@ class RangeBlock(Block):
 class RangeSource(Source):
     """The integers below a number."""
 
+    lists_columns: ClassVar[bool] = True
+
     n: int
     number: int | None = None
     kind: str = "range"
@@ -167,6 +169,7 @@ class TableSource(Source):
     """
 
     can_select: ClassVar[bool] = True
+    lists_columns: ClassVar[bool] = True
 
     kind: str
     table: pa.Table
