@@ -70,6 +70,8 @@ class Splits:
         Raises:
             ValueError: There is none, one is negative, or they are not in order.
         """
+        if not _are(Integral, indices):
+            raise TypeError(f"split_at_indices({indices!r}): must be a list of numbers of rows")
         if not len(indices):
             raise ValueError("split_at_indices: indices must be at least of length 1")
         if list(indices) != sorted(indices):
@@ -96,9 +98,13 @@ class Splits:
             >>> [part.count() for part in parts]
             [2, 5, 3]
         """
+        if not _are(Real, proportions):
+            raise TypeError(
+                f"split_proportionately({proportions!r}): must be a list of proportions"
+            )
         if not len(proportions):
             raise ValueError("split_proportionately: proportions must be at least of length 1")
-        if any(proportion <= 0 for proportion in proportions):
+        if any(not proportion > 0 for proportion in proportions):
             raise ValueError(
                 f"split_proportionately({list(proportions)}): proportions must be bigger than 0"
             )
@@ -179,6 +185,11 @@ def _int_or_float(test_size: Any) -> int | float:
     if isinstance(test_size, bool) or not isinstance(test_size, Real):
         raise TypeError(f"train_test_split: test_size must be an int or a float, not {test_size!r}")
     return int(test_size) if isinstance(test_size, Integral) else float(test_size)
+
+
+def _are(kind: type, numbers: Any) -> bool:
+    """Tell whether something is a sequence of numbers, perhaps of numpy's."""
+    return hasattr(numbers, "__len__") and all(isinstance(one, kind) for one in numbers)
 
 
 def _fixed(plan: Node) -> Dataset:

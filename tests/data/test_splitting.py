@@ -134,6 +134,7 @@ def test_classes_may_be_text_and_null():
         ("split_proportionately", [], "at least of length 1"),
         ("split_proportionately", [0.5, 0.5], "sum to less than 1"),
         ("split_proportionately", [0.5, 0.0], "bigger than 0"),
+        ("split_proportionately", [float("nan")], "bigger than 0"),
         ("split_proportionately", [0.3] * 3 + [0.05] * 1 + [0.001] * 20, "too few"),
         ("train_test_split", 0.0, "between 0 and 1"),
         ("train_test_split", 1.0, "between 0 and 1"),
@@ -150,6 +151,18 @@ def test_arguments_that_divide_nothing_are_refused(method, argument, message):
 def test_numbers_of_parts_may_be_those_of_numpy():
     assert [part.count() for part in numbers(10).split(np.int64(3))] == [3, 3, 4]
     assert len(numbers(10).streaming_split(np.uint8(2))) == 2
+
+
+@pytest.mark.parametrize("argument", [5, None, "x", [1, "a"], [None], [2.5]])
+def test_indices_must_be_integers(argument):
+    with pytest.raises(TypeError, match=r"split_at_indices\(.*must be a list of numbers of rows"):
+        numbers(10).split_at_indices(argument)
+
+
+@pytest.mark.parametrize("argument", [0.5, None, "x", [0.1, "a"], [None]])
+def test_proportions_must_be_numbers(argument):
+    with pytest.raises(TypeError, match=r"split_proportionately\(.*must be a list of proportions"):
+        numbers(10).split_proportionately(argument)
 
 
 def test_other_wrong_arguments():
