@@ -24,7 +24,7 @@ from minitrain.data.aggregate import (
     columns_of,
 )
 from minitrain.data.plans.functions import check_count
-from minitrain.data.plans.steps import Select, Step
+from minitrain.data.plans.steps import Select, Step, names_of
 from minitrain.data.values import concat_tables
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ class Consumes(ABC):
 
     def unique(self, column: str) -> list[Any]:
         """Return the values of a column that differ, in order of appearance."""
+        names_of("unique", [column])
         unique: list[Any] = self.aggregate(Unique(column, ignore_nulls=False))[f"unique({column})"]
         return unique
 
@@ -191,10 +192,9 @@ def aggregations_on(
         but: Columns that are left out of all.
         options: Further arguments of the class.
     """
-    if isinstance(on, str):
-        names = [on]
-    elif on is not None:
-        names = list(on)
+    names: Sequence[str]
+    if on is not None:
+        names = names_of(kind.__name__.lower(), on)
     else:
         columns = schema()
         names = [] if columns is None else [name for name in columns.names if name not in but]

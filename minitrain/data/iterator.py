@@ -152,6 +152,8 @@ class Iterates(ToTorch, ToTensorFlow):
 
         if collate_fn is not None and dtypes is not None:
             raise ValueError("iter_torch_batches: dtypes has no effect beside collate_fn")
+        if collate_fn is not None and not callable(collate_fn):
+            raise TypeError(f"iter_torch_batches: collate_fn={collate_fn!r} cannot be called")
         where = self._device() if device == "auto" else device
         form = format_for("numpy") if collate_fn is not None else TorchFormat(dtypes)
         moves = to_device(collate_fn, where, pin_memory=pin_memory)

@@ -500,6 +500,13 @@ def test_dtypes_beside_a_collate_fn_are_refused():
         numbers([5]).iter_torch_batches(collate_fn=len, dtypes=torch.int32)
 
 
+@pytest.mark.parametrize("wrong", [5, "collate"])
+def test_a_collate_fn_that_cannot_be_called_is_refused(wrong):
+    pytest.importorskip("torch")
+    with pytest.raises(TypeError, match=f"collate_fn={wrong!r} cannot be called"):
+        numbers([5]).iter_torch_batches(collate_fn=wrong)
+
+
 def test_the_automatic_device_is_the_workers():
     pytest.importorskip("torch")
     iterator = numbers([5]).iterator()

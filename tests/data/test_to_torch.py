@@ -183,6 +183,8 @@ def test_columns_that_were_not_asked_for_are_not_read(tmp_path):
     ("options", "error", "named"),
     [
         ({"feature_columns": []}, ConfigurationError, "at least one column"),
+        ({"feature_columns": 5}, TypeError, "5 is no name of a column"),
+        ({"label_column": ["x"]}, TypeError, r"\['x'\] is no name of a column"),
         ({"feature_columns": [5]}, TypeError, "5 is no name of a column"),
         ({"feature_columns": [[5]]}, TypeError, "5 is no name of a column"),
         ({"feature_columns": [["id"], []]}, ConfigurationError, "at least one column"),

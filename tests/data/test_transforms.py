@@ -610,6 +610,14 @@ def test_counting_fetches_no_row_for_names():
         (lambda d: d.repartition(0), ConfigurationError, "repartition"),
         (lambda d: d.union(pd.DataFrame()), TypeError, "union: DataFrame is no dataset"),
         (lambda d: d.zip(d, {}), TypeError, "zip: dict is no dataset"),
+        (lambda d: d.sort(None), TypeError, "sort: None is no name of a column"),
+        (lambda d: d.groupby(len), TypeError, "groupby: .* is no name of a column"),
+        (lambda d: d.mean(5), TypeError, "mean: 5 is no name of a column"),
+        (lambda d: d.groupby("id").sum([5]), TypeError, "sum: 5 is no name of a column"),
+        (lambda d: d.unique(["id"]), TypeError, r"unique: \['id'\] is no name of a column"),
+        (lambda d: d.with_column(5, pc.scalar(1)), TypeError, "with_column: 5 is no name"),
+        (lambda d: d.rename_columns({1: "x"}), TypeError, "rename_columns: 1 is no name"),
+        (lambda d: d.write_csv(5), TypeError, "5 is neither a str"),
         (lambda d: d.take(-1), ConfigurationError, r"take\(limit\)=-1"),
         (lambda d: d.take("5"), ConfigurationError, r"take\(limit\)='5'"),
         (lambda d: d.take(None), ConfigurationError, r"take\(limit\)=None"),
@@ -647,6 +655,7 @@ def test_numbers_of_numpy_are_numbers():
     assert len(dataset.take(np.int64(2))) == len(dataset.take_batch(np.int32(2))["id"]) == 2
     assert len(dataset.streaming_split(np.int64(2))) == 2
     assert dataset.take_all(np.int64(len(ROWS))) == ROWS
+    assert dataset.sort("id", np.True_).take(1) == ROWS[-1:]
 
 
 def test_no_step_changes_what_it_works_on():

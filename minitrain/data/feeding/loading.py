@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from minitrain.data.plans.steps import check_columns
+from minitrain.data.plans.steps import check_columns, names_of
 from minitrain.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class Arrangement:
 
     def __post_init__(self) -> None:
         if self.label is not None:
+            names_of("to_torch(label_column)", [self.label])
             _checked_dtypes(self.label_dtype, 1)
         self._groups()
 
@@ -54,7 +55,8 @@ class Arrangement:
     def named(self) -> Sequence[str]:
         """The columns that were asked for by name, each of them once."""
         names = [name for group, _ in self._groups() for name in group]
-        return list(dict.fromkeys(names if self.label is None else [*names, self.label]))
+        label = [] if self.label is None else [self.label]
+        return list(dict.fromkeys([*names, *label]))
 
     def of(self, batch: Mapping[str, Any]) -> tuple[Any, Any]:
         """Return features and label."""
@@ -94,9 +96,10 @@ class Arrangement:
             case Mapping() as named:
                 groups = list(named.values())
                 by_group = _of_keys(dtypes, named)
+            case list() as several:
+                groups, by_group = several, _one_each(dtypes, len(several))
             case _:
-                groups = list(self.features)
-                by_group = _one_each(dtypes, len(groups))
+                groups, by_group = [self.features], [dtypes]
         listed = [_names(group) for group in groups]
         if not all(listed) or not listed:
             raise ConfigurationError("to_torch(feature_columns): name at least one column")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from minitrain.data.plans.functions import check_count
@@ -87,7 +87,7 @@ class ToTorch(ABC):
         from minitrain.data.feeding.loading import Arrangement, TorchBatches
 
         check_count("batch_size", batch_size)
-        if feature_columns is not None and not isinstance(feature_columns, str | Mapping):
+        if not isinstance(feature_columns, str | Mapping) and isinstance(feature_columns, Iterable):
             feature_columns = list(feature_columns)
         arrangement = None
         if label_column is not None or feature_columns is not None:

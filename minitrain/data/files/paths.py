@@ -81,7 +81,8 @@ def as_paths(paths: Paths) -> tuple[str, ...]:
         ConfigurationError: There is none, or an empty one.
         TypeError: Something is no path.
     """
-    several = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    is_one = isinstance(paths, str | os.PathLike) or not isinstance(paths, Iterable)
+    several: list[Any] = [paths] if is_one else [*paths]  # type: ignore[misc]
     if not several:
         raise ConfigurationError("paths=[]: there must be at least one path")
     for path in several:
