@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from minitrain._batches import mapped, moved, on_gpu
 from minitrain.session import get_context
 from minitrain.torch.device import get_device, reproducible_seed
 
@@ -186,28 +187,7 @@ def move(batch: Any, device: torch.device) -> Any:
     Whatever has a ``to`` method is asked to move itself: tensors, packed sequences, and the batch
     classes of other libraries.
     """
-    if hasattr(batch, "to"):
-        try:
-            return batch.to(device, non_blocking=True)
-        except TypeError:  # its `to` knows nothing of that
-            return batch.to(device)
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(move(item, device) for item in batch))
-    if isinstance(batch, list | tuple):
-        return type(batch)(move(item, device) for item in batch)
-    if isinstance(batch, Mapping):
-        moved = {key: move(value, device) for key, value in batch.items()}
-        return moved if type(batch) is dict else _like(batch, moved)
-    return batch
-
-
-def _like(mapping: Any, items: dict[Any, Any]) -> Any:
-    import copy
-
-    same = copy.copy(mapping)
-    for key, value in items.items():
-        same[key] = value
-    return same
+    return mapped(batch, lambda one: moved(one, device, non_blocking=True))
 
 
 def _on_device(loader: DataLoader[Any], device: torch.device, ahead: bool) -> DataLoader[Any]:
@@ -245,23 +225,11 @@ def _copied_ahead(batches: Iterator[Any], device: torch.device) -> Iterator[Any]
         computing = torch.cuda.current_stream(device)
         computing.wait_stream(copying)
         batch = upcoming
-        _record(batch, computing)
+        for one in on_gpu(batch):
+            # Its memory must not be used again before the stream is done with it.
+            one.record_stream(computing)
         upcoming = next_batch()
         yield batch
 
 
 _END = object()
-
-
-def _record(batch: Any, stream: torch.cuda.Stream) -> None:
-    """Keep the memory of a batch from being used again before the stream is done with it."""
-    import torch
-
-    if isinstance(batch, torch.Tensor):
-        batch.record_stream(stream)
-    elif isinstance(batch, Mapping):
-        for value in batch.values():
-            _record(value, stream)
-    elif isinstance(batch, list | tuple):
-        for value in batch:
-            _record(value, stream)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict, UserDict
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
 from minitrain import data
+from minitrain._batches import on_gpu
 from minitrain.data.feeding.to_device import Moves, to_device
 
 torch = pytest.importorskip("torch")
@@ -17,6 +20,17 @@ torch = pytest.importorskip("torch")
 class Pair(NamedTuple):
     x: Any
     y: Any
+
+
+class Own:
+    """Somebody's batch class."""
+
+    def __init__(self, x: Any) -> None:
+        self.x = x
+        self.whole = self
+
+    def to(self, device: Any) -> Own:
+        return Own(self.x.to(device))
 
 
 def test_on_the_cpu_nothing_is_to_be_done():
@@ -35,9 +49,43 @@ def test_tensors_are_moved_wherever_they_are_in_a_batch():
     assert {tensor.device.type for tensor in found} == {"meta"}
 
 
-def test_what_a_collate_fn_returns_is_moved():
-    finish, _ = to_device(lambda batch: torch.as_tensor(batch["x"]), "meta", pin_memory=False)
-    assert finish({"x": np.zeros(3)}).device.type == "meta"
+def packed(x: Any) -> Any:
+    return torch.nn.utils.rnn.pack_sequence([x, x[1:]])
+
+
+@pytest.mark.parametrize(
+    ("make", "tensor_of"),
+    [
+        pytest.param(lambda x: x, lambda batch: batch, id="tensor"),
+        pytest.param(OrderedDict, lambda batch: batch["x"], id="ordered"),
+        pytest.param(UserDict, lambda batch: batch["x"], id="mapping"),
+        pytest.param(Own, lambda batch: batch.x, id="own class"),
+        pytest.param(packed, lambda batch: batch.data, id="packed sequence"),
+    ],
+)
+def test_what_a_collate_fn_returns_is_moved(make, tensor_of):
+    def collate(batch: dict[str, Any]) -> Any:
+        x = torch.as_tensor(batch["x"])
+        return make({"x": x} if isinstance(make, type) and make is not Own else x)
+
+    finish, _ = to_device(collate, "meta", pin_memory=False)
+    moved = finish({"x": np.zeros(3)})
+    assert tensor_of(moved).device.type == "meta"
+    if isinstance(make, type):
+        assert type(moved) is make
+
+
+def test_what_lies_on_a_gpu_is_found_wherever_it_is_in_a_batch():
+    def tensor(name: str, is_cuda: bool = True) -> Any:
+        return SimpleNamespace(name=name, is_cuda=is_cuda, record_stream=None, to=None)
+
+    batch = {
+        "list": [tensor("a"), "text", 1],
+        "pair": Pair(tensor("b"), tensor("not there", is_cuda=False)),
+        "mapping": UserDict(x=tensor("c")),
+        "own": Own([tensor("d")]),
+    }
+    assert sorted(one.name for one in on_gpu(batch)) == ["a", "b", "c", "d"]
 
 
 def test_the_thread_that_takes_a_batch_is_the_one_that_keeps_it_for_its_stream(monkeypatch):

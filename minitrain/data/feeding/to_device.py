@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from minitrain._batches import mapped, moved, on_gpu
+
 __all__ = ["Moves", "to_device"]
 
 
@@ -43,15 +45,20 @@ def to_device(collate_fn: Callable[[Any], Any] | None, device: Any, *, pin_memor
 
 
 def _at_once(device: Any, *, pin_memory: bool) -> Callable[[Any], Any]:
-    return lambda batch: _mapped(batch, lambda one: _moved(one, device, pin_memory=pin_memory))
+    return lambda batch: mapped(batch, lambda one: _moved(one, device, pin_memory=pin_memory))
 
 
-def _moved(tensor: Any, device: Any, *, pin_memory: bool) -> Any:
+def _moved(one: Any, device: Any, *, pin_memory: bool) -> Any:
     import torch
 
-    if pin_memory and tensor.device.type == "cpu" and torch.cuda.is_available():
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=pin_memory)
+    if pin_memory and _is_on_cpu(one) and torch.cuda.is_available():
+        one = one.pin_memory() if hasattr(one, "pin_memory") else one
+    return moved(one, device, non_blocking=pin_memory)
+
+
+def _is_on_cpu(one: Any) -> bool:
+    device = getattr(one, "device", None)
+    return not getattr(one, "is_cuda", False) and getattr(device, "type", "cpu") == "cpu"
 
 
 def _on_own_stream(device: Any, *, pin_memory: bool) -> Callable[[Any], Any]:
@@ -65,9 +72,9 @@ def _on_own_stream(device: Any, *, pin_memory: bool) -> Callable[[Any], Any]:
 
     def move(batch: Any) -> Any:
         with torch.cuda.stream(stream):
-            moved = _mapped(batch, lambda tensor: _moved(tensor, device, pin_memory=pin_memory))
+            arriving = mapped(batch, lambda one: _moved(one, device, pin_memory=pin_memory))
         stream.synchronize()
-        return moved
+        return arriving
 
     return move
 
@@ -79,24 +86,5 @@ def _keep_while_used(batch: Any) -> None:
     """
     import torch
 
-    def keep(tensor: Any) -> Any:
-        if tensor.is_cuda:
-            tensor.record_stream(torch.cuda.current_stream(tensor.device))
-        return tensor
-
-    _mapped(batch, keep)
-
-
-def _mapped(batch: Any, change: Callable[[Any], Any]) -> Any:
-    """Return a batch with another tensor in the place of each."""
-    import torch
-
-    if isinstance(batch, torch.Tensor):
-        return change(batch)
-    if isinstance(batch, dict):
-        return {name: _mapped(one, change) for name, one in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(_mapped(one, change) for one in batch))
-    if isinstance(batch, list | tuple):
-        return type(batch)(_mapped(one, change) for one in batch)
-    return batch
+    for one in on_gpu(batch):
+        one.record_stream(torch.cuda.current_stream(getattr(one, "device", None)))
