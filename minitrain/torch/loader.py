@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import random
+import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,8 @@ def prepare_data_loader(
         add_dist_sampler: Whether to divide the data.
         move_to_device: Whether batches are moved to this worker's device.
         auto_transfer: Whether, on a GPU, the next batch is copied while this one is used. It
-            overlaps best with ``pin_memory=True``.
+            overlaps best with ``pin_memory=True``. Not where this process reads ``to_torch()`` of
+            a dataset itself: its position would be a batch ahead of the loop.
 
     Raises:
         NotInTrainingError: This is not a train function.
@@ -199,7 +201,7 @@ def _on_device(loader: DataLoader[Any], device: torch.device, ahead: bool) -> Da
             self.__dict__.update(loader.__dict__)
 
         def __iter__(self) -> Any:
-            if ahead and device.type == "cuda":
+            if ahead and device.type == "cuda" and not _has_position(loader):
                 return _copied_ahead(iter(loader), device)
             return (move(batch, device) for batch in iter(loader))
 
@@ -207,6 +209,17 @@ def _on_device(loader: DataLoader[Any], device: torch.device, ahead: bool) -> Da
             return len(loader)
 
     return DeviceLoader()
+
+
+def _has_position(loader: DataLoader[Any]) -> bool:
+    """Tell whether what is taken from a loader counts as delivered, as reports say it.
+
+    What was taken ahead of the loop would never come again after a restart.
+    """
+    module = sys.modules.get("minitrain.data.feeding.loading")
+    if module is None or loader.num_workers > 0:
+        return False
+    return isinstance(loader.dataset, module.TorchBatches)
 
 
 def _copied_ahead(batches: Iterator[Any], device: torch.device) -> Iterator[Any]:

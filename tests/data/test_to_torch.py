@@ -1,6 +1,8 @@
 """Datasets of torch, in a loader's processes and without any."""
 
+import contextlib
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +15,7 @@ from torch.utils.data import DataLoader
 import minitrain.data
 from minitrain.data.values import table_from_batch
 from minitrain.exceptions import ColumnError, ConfigurationError
+from minitrain.torch import loader as loaders
 from tests.data.slices import dataset_of
 
 
@@ -134,6 +137,19 @@ def test_a_share_in_a_loader_reads_its_rows():
 def test_it_can_be_pickled_for_processes_that_are_spawned():
     batches = pickle.loads(pickle.dumps(numbers(10).to_torch(batch_size=4)))
     assert ids(batches) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+
+
+def test_a_loader_that_moves_batches_to_a_gpu_takes_none_before_the_loop_does(monkeypatch):
+    stream = SimpleNamespace(wait_stream=lambda _: None)
+    for name in ("Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda _: stream)
+    monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
+    monkeypatch.setattr(loaders, "move", lambda batch, _: batch)
+    iterator = numbers(10).iterator()
+    loader = DataLoader(iterator.to_torch(batch_size=4), batch_size=None)
+    moving = loaders._on_device(loader, torch.device("cuda"), ahead=True)
+    found = [(one["id"].tolist(), iterator.position()["remaining"]) for one in moving]
+    assert found == [([0, 1, 2, 3], [[4, 10]]), ([4, 5, 6, 7], [[8, 10]]), ([8, 9], [])]
 
 
 def test_what_makes_no_tensor_is_said():
