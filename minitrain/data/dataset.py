@@ -18,7 +18,15 @@ from minitrain.data.iterator import DataIterator, Iterates, Remainder
 from minitrain.data.plans.columns import check_steps
 from minitrain.data.plans.functions import check_count, check_seed
 from minitrain.data.plans.mapped import HostTable, blocks_of
-from minitrain.data.plans.plan import Listed, Node, Read, ShuffleBlocks, counted, written
+from minitrain.data.plans.plan import (
+    Listed,
+    Node,
+    Read,
+    ShuffleBlocks,
+    counted,
+    sources_of,
+    written,
+)
 from minitrain.data.plans.planning import (
     explain,
     first_table,
@@ -85,7 +93,7 @@ class Dataset(Transforms, Iterates, Consumes, Splits, Writes):
         self._runtime = runtime
         with closing(runtime):
             yield runtime
-        for source in _sources(self.plan):
+        for source in sources_of(self.plan):
             source.warn_of_skips()
 
     def _begin(self, batching: Batching) -> Generator[Any, None, None]:
@@ -289,7 +297,7 @@ class Dataset(Transforms, Iterates, Consumes, Splits, Writes):
 
     def input_files(self) -> list[str]:
         """Return the files that are read."""
-        return sorted({path for source in _sources(self.plan) for path in source.input_files()})
+        return sorted({path for source in sources_of(self.plan) for path in source.input_files()})
 
     def explain(self) -> str:
         """Return the plan as text: what is read at the bottom, what is done to it above."""
@@ -307,11 +315,6 @@ class Dataset(Transforms, Iterates, Consumes, Splits, Writes):
 
 class MaterializedDataset(Dataset):
     """A dataset whose rows lie in memory that all processes of the host map."""
-
-
-def _sources(node: Node) -> list[Source]:
-    own = [node.source] if isinstance(node, Read) else []
-    return own + [source for child in node.children for source in _sources(child)]
 
 
 def in_memory(table: HostTable, text: str) -> MaterializedDataset:

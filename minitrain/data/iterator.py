@@ -20,7 +20,7 @@ from minitrain.data.feeding.to_torch import ToTorch
 from minitrain.data.plans.block import Block
 from minitrain.data.plans.functions import check_count, check_seed
 from minitrain.data.plans.mapped import HostTable
-from minitrain.data.plans.plan import Node, Sliced, Union, written
+from minitrain.data.plans.plan import Node, Sliced, Union, sources_of, written
 from minitrain.data.plans.planning import first_table, optimized, order_of, resolved
 from minitrain.data.plans.runtime import Runtime
 from minitrain.exceptions import DataError
@@ -240,6 +240,7 @@ class DataIterator(Iterates):
         self._equal = equal
         self._remainder: Remainder = remainder
         self._resolved = False
+        self._sources = sources_of(plan)
         self._layout = ""
         self._listed: _Epoch | None = None
         self._next_epoch = 0
@@ -397,10 +398,17 @@ class DataIterator(Iterates):
     def _epoch(self, number: int) -> _Epoch:
         if self._listed is None or self._listed.number != number:
             with self._runtime_here().in_this_thread():
-                if not self._resolved:
-                    self._plan, self._resolved = resolved(optimized(self._plan)), True
+                self._resolve()
                 self._listed = _Epoch.of(self._plan, number)
         return self._listed
+
+    def _resolve(self) -> None:
+        """List and count the blocks, if that was not done."""
+        if not self._resolved:
+            self._plan, self._resolved = resolved(optimized(self._plan)), True
+            for source in self._sources:
+                source.warn_of_skips()
+            self._sources = []  # lists of files, which need not travel
 
     def fingerprint(self) -> str:
         """Return what stands for the order of the rows, which does not change with the epoch.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import subprocess
 import sys
 
@@ -58,6 +59,22 @@ def test_options_arrive(folder):
     with pytest.raises(DataError):
         read.read_csv(folder).take_all()
     assert read.read_csv(folder, on_error="skip").count() == 5
+
+
+@pytest.mark.parametrize(
+    "share_of",
+    [
+        pytest.param(lambda dataset: dataset, id="dataset"),
+        pytest.param(lambda dataset: dataset.iterator(), id="iterator"),
+        pytest.param(lambda dataset: dataset.streaming_split(2)[0], id="share"),
+    ],
+)
+def test_whoever_iterates_is_told_once_what_was_skipped(folder, caplog, share_of):
+    (folder / "b.csv").write_text("a,b\n1\n")
+    with caplog.at_level(logging.WARNING, "minitrain"):
+        list(share_of(read.read_csv(folder, on_error="skip")).iter_rows())
+    (record,) = caplog.records
+    assert "read_csv: skipped 1 of what 2 files hold" in record.getMessage()
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ __all__ = [
     "Zip",
     "counted",
     "host_table",
+    "sources_of",
     "tables",
     "written",
 ]
@@ -112,6 +113,12 @@ class Read(_Leaf):
         if self.source.predicate is not None:
             what.append(f"rows: {self.source.predicate}")
         return "; ".join(what)
+
+
+def sources_of(node: Node) -> list[Source]:
+    """Return what a plan reads, as far as it was not listed before."""
+    own = [node.source] if isinstance(node, Read) else []
+    return own + [source for child in node.children for source in sources_of(child)]
 
 
 @dataclass(frozen=True, eq=False)
