@@ -347,8 +347,8 @@ class DataIterator(Iterates):
         return self
 
     def rows(self) -> int:
-        """Return how many rows an epoch has."""
-        return sum(run.stop - run.start for run in self._runs())
+        """Return how many rows the first epoch has; others may differ, if a step changes them."""
+        return sum(run.rows for run in self._runs(0))
 
     def part(self, number: int, parts: int, batch_size: int, epoch: int) -> DataIterator:
         """Return an iterator over some of this share's batches.
@@ -359,19 +359,18 @@ class DataIterator(Iterates):
             batch_size: Rows per batch: no batch is divided.
             epoch: The epoch it begins with.
         """
-        batches = -(-self.rows() // batch_size)
+        runs = self._runs(epoch)
+        batches = -(-sum(run.rows for run in runs) // batch_size)
         first, last = (batches * edge // parts * batch_size for edge in (number, number + 1))
-        share: tuple[Node, ...] = tuple(
-            Sliced(self._plan, run.start, run.stop) for run in self._runs()
-        )
+        share: tuple[Node, ...] = tuple(Sliced(self._plan, run.start, run.stop) for run in runs)
         iterator = DataIterator(Sliced(Union(share), first, last), equal=False)
         iterator.bind(device=self._auto_device, sharers=self._sharers * parts)
         iterator._next_epoch = epoch
         return iterator
 
-    def _runs(self) -> list[order.Run]:
+    def _runs(self, epoch: int) -> list[order.Run]:
         """Return which rows of an epoch are this rank's."""
-        left = self._left(0, None)
+        left = self._left(epoch, None)
         segments = (*(left.position.remaining or ()), *left.pad)
         return [run for run in segments if isinstance(run, order.Run)]
 

@@ -127,6 +127,18 @@ def test_parts_of_shares_have_each_row_once_and_equal_batches(rows, size, parts,
     assert len(lengths) == 1
 
 
+def test_the_parts_of_an_epoch_are_of_the_rows_it_has():
+    dataset = numbers(100).randomize_block_order(seed=3).limit(50).filter(lambda r: r["id"] < 50)
+    share = dataset.streaming_split(2, equal=True)[1]
+    lengths = set()
+    for epoch in range(4):
+        own = [i for batch in share.iter_batches(batch_size=4) for i in batch["id"].tolist()]
+        parts = [share.part(p, 2, 4, epoch).iter_batches(batch_size=4) for p in range(2)]
+        assert [i for part in parts for batch in part for i in batch["id"].tolist()] == own
+        lengths.add(len(own))
+    assert len(lengths) > 1
+
+
 def test_a_share_in_a_loader_reads_its_rows():
     left, right = numbers(101, counted=False).streaming_split(2, equal=True)
     for share, expected in [(left, range(50)), (right, range(50, 100))]:
