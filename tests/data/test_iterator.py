@@ -431,6 +431,18 @@ def test_an_iteration_may_be_closed_by_one_of_its_own_threads():
     batches.close()
 
 
+def test_what_is_closed_needs_no_module_to_be_closed_again(monkeypatch):
+    reader = reading(map(Piece, numbers([6, 6]).plan.blocks(0)), Runtime())
+    batches = _Ahead(iter(reader), 1, Runtime(), reader)
+    next(iter(batches))
+    for one in (batches, reader):
+        one.close()
+    for module in ("minitrain.data.feeding.stream", "minitrain.data.plans.readahead"):
+        monkeypatch.setattr(f"{module}.os", None)  # as Python leaves them at its end
+    for one in (batches, reader):
+        one.close()
+
+
 def test_a_fork_may_read_while_a_thread_calls_a_function():
     called, go_on = threading.Event(), threading.Event()
 

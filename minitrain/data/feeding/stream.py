@@ -216,6 +216,7 @@ class _Ahead:
         self._free = threading.Semaphore(number)
         self._ready: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._closed = False
+        self._ended = False
         self._owner_pid = os.getpid()
         self._thread = threading.Thread(target=self._work, name="dataset-batches", daemon=True)
 
@@ -235,6 +236,8 @@ class _Ahead:
 
     def close(self) -> None:
         """End the thread."""
+        if self._ended:
+            return  # it may be Python's end, and the modules gone
         if self._owner_pid != os.getpid():
             return  # a fork has none of the threads
         atexit.unregister(self.close)
@@ -243,6 +246,7 @@ class _Ahead:
         self._reader.close()
         if self._thread.ident is not None and self._thread is not threading.current_thread():
             self._thread.join(_ENDING_S)
+        self._ended = not self._thread.is_alive()
 
     def _work(self) -> None:
         end = _End()

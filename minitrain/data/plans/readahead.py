@@ -82,6 +82,7 @@ class ReadAhead:
         self._slots: deque[_Slot] = deque()  # those that are read or not yet taken, in order
         self._exhausted = False
         self._closed = False
+        self._ended = False
         self._owner_pid = os.getpid()
         self._changed = threading.Condition()
         self._listing = threading.Lock()  # held while the next piece is found: files are listed
@@ -101,6 +102,8 @@ class ReadAhead:
 
     def close(self) -> None:
         """End the threads; nothing is read any more."""
+        if self._ended:
+            return  # it may be Python's end, and the modules gone
         if self._owner_pid != os.getpid():
             return  # a fork has none of the threads
         atexit.unregister(self.close)
@@ -112,6 +115,7 @@ class ReadAhead:
             # It may be one of them that collects garbage and finds an iteration among it.
             if thread.ident is not None and thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - time.monotonic()))
+        self._ended = not any(thread.is_alive() for thread in self._threads)
 
     # ------------------------------------------------------------------ who takes
     def _first(self) -> _Slot | None:
