@@ -276,17 +276,33 @@ class DataIterator(Iterates):
         """
         now = self._now()
         pad = replace(now.position, remaining=now.pad).to_json()["remaining"]
-        return now.position.to_json() | {"pad": pad}
+        whose = {"rank": self._rank, "world_size": self._world_size}
+        return now.position.to_json() | {"pad": pad} | whose
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where an iterator of the same rank, of as many ranks, was.
 
         Raises:
-            DataError: The state is that of another dataset, or no state.
+            DataError: The state is that of another dataset or another rank, or no state.
         """
         position = self._checked(dict(state))
+        self._check_whose(position, state)
         padding = order.Position.from_json({**state, "remaining": state.get("pad", [])})
         self._go_on(_Left(position, padding.remaining or ()))
+
+    def _check_whose(self, position: order.Position, state: Mapping[str, Any]) -> None:
+        """Raise an error if a state is not that of this rank; older ones do not say whose."""
+        if position.remaining is None or "pad" not in state:
+            raise DataError(
+                "this is no state of a rank, as state_dict() returns it; a position of all ranks "
+                "together is for resume()"
+            )
+        rank, world_size = state.get("rank", self._rank), state.get("world_size", self._world_size)
+        if (rank, world_size) != (self._rank, self._world_size):
+            raise DataError(
+                f"the state is that of rank {rank} of {world_size}, and this is rank {self._rank} "
+                f"of {self._world_size}; among other ranks, resume() divides what all have left"
+            )
 
     def position(self) -> dict[str, Any]:
         """Return which rows of this rank's share of the current epoch are left.
