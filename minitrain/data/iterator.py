@@ -396,16 +396,21 @@ class DataIterator(Iterates):
         running = self._running = _Running(left, batching)
         self._resumed = None
         self._next_epoch = left.position.epoch + 1
-        epoch = self._epoch(left.position.epoch)
         if batching.size is None:
             batching = replace(batching, size=_ROWS_PER_BATCH)
         try:
-            parts = running.parts(epoch)
+            parts = running.parts(self._epoch(left.position.epoch))
             with closing(batches(parts, batching, self._runtime_here())) as made:
                 for batch, rows in made:
                     for part, part_rows in batching.handed_out(batch, rows):
                         running.delivered += part_rows
                         yield part
+        except GeneratorExit:  # the loop was left: its epoch is over
+            raise
+        except BaseException:
+            if self._running is running:
+                self._go_on(running.left())
+            raise
         finally:
             if self._running is running:
                 self._running = None
