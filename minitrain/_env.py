@@ -15,6 +15,7 @@ from minitrain.exceptions import ConfigurationError
 __all__ = [
     "AGENT_VARIABLES",
     "CROSSED_VARIABLE",
+    "THREADS_VARIABLE",
     "VARIABLES",
     "Variable",
     "check",
@@ -53,6 +54,9 @@ AGENT_VARIABLES = {
 
 CROSSED_VARIABLE = "MINITRAIN_CROSSED"
 """Names, for an agent elsewhere, the variables that came from its driver when it started."""
+
+THREADS_VARIABLE = "MINITRAIN_THREADS"
+"""A worker's ``OMP_NUM_THREADS``, where the user set none: its processes need not go by it."""
 
 VARIABLES = {
     variable.name: variable

@@ -12,6 +12,7 @@ import tempfile
 from contextlib import suppress
 from types import ModuleType
 
+from minitrain._env import THREADS_VARIABLE
 from minitrain._os.machine import threads_per_worker
 from minitrain._os.processes import MARK_VARIABLE, die_with_parent, let_forked_children_die_too
 from minitrain._os.stacks import answer_stack_requests
@@ -117,7 +118,9 @@ def variables(
         "TORCHELASTIC_MAX_RESTARTS": str(start.max_restarts),
         "TORCHELASTIC_RUN_ID": start.run_id,
     }
-    by_default = {"OMP_NUM_THREADS": str(threads)}
+    by_default = {}
+    if "OMP_NUM_THREADS" not in start.environ:
+        by_default = {"OMP_NUM_THREADS": str(threads), THREADS_VARIABLE: str(threads)}
     if interface is not None:
         by_default |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
     if place.visible_gpus:

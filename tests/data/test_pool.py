@@ -18,8 +18,9 @@ import psutil
 import pyarrow as pa
 import pytest
 
+from minitrain._env import THREADS_VARIABLE
 from minitrain._os.processes import is_alive
-from minitrain.data.processes.pool import Pool
+from minitrain.data.processes.pool import Pool, _environment
 from minitrain.exceptions import DataError, RemoteError
 
 MIB = 1 << 20
@@ -819,3 +820,26 @@ def test_it_works_where_there_is_no_memory_to_be_had(make_pool, monkeypatch):
         yield table
 
     assert numbers(make_pool(without, 1).map(tables(1))) == [0, 1, 2] * 2
+
+
+@pytest.mark.parametrize(
+    ("set_here", "threads"),
+    [
+        ({}, ["1", "1", "1"]),
+        ({"OMP_NUM_THREADS": "4"}, ["4", None, None]),  # the others follow it by themselves
+        ({"MKL_NUM_THREADS": "4"}, ["1", "4", "1"]),
+        ({"OMP_NUM_THREADS": "4", THREADS_VARIABLE: "4"}, ["1", "1", "1"]),
+        ({"OMP_NUM_THREADS": "2", THREADS_VARIABLE: "4"}, ["2", None, None]),
+    ],
+    ids=["nothing", "users", "users for one library", "a worker's", "users in a worker"],
+)
+def test_a_process_computes_with_one_thread_unless_the_user_said_otherwise(
+    monkeypatch, set_here, threads
+):
+    names = ["OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"]
+    for name in (*names, THREADS_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in set_here.items():
+        monkeypatch.setenv(name, value)
+    environment = _environment()
+    assert [environment.get(name) for name in names] == threads

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from minitrain._env import THREADS_VARIABLE
 from minitrain._wire.messages import Place, StartWorkers
 from minitrain._worker.environment import own_devices, variables
 
@@ -87,6 +88,11 @@ def test_the_driver_keeps_its_own():
 def test_the_threads_are_said_unless_the_user_said_otherwise(threads):
     assert made(threads=threads)["OMP_NUM_THREADS"] == str(threads)
     assert made({"OMP_NUM_THREADS": "3"}, threads=threads)["OMP_NUM_THREADS"] == "3"
+
+
+def test_whose_threads_they_are_is_said():
+    assert made(threads=4)[THREADS_VARIABLE] == "4"
+    assert THREADS_VARIABLE not in made({"OMP_NUM_THREADS": "4"}, threads=4)
 
 
 @pytest.mark.parametrize("name", ["GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"])

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from minitrain._env import THREADS_VARIABLE
 from minitrain._os.processes import signal_group
 from minitrain.data.processes.channel import (
     RAISED,
@@ -42,7 +43,7 @@ __all__ = ["Pool"]
 _LEAVE_S = 2.0
 """How long an idle process has to end in good order; users' objects may have something to do."""
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-"""Many processes with many threads each only get in each other's way."""
+"""Many processes with many threads each only get in each other's way; the user may know better."""
 
 _no_fork = threading.Lock()
 """Held while a process is started. A fork in between, such as those of torch's data loader, would
@@ -365,8 +366,13 @@ def _search_path() -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    """Return this process's environment, and where the new one finds this package."""
+    """Return this process's environment, one thread, and where the new one finds this package."""
     home = str(Path(__file__).parents[2])
     path = os.environ.get("PYTHONPATH")
     path = f"{home}{os.pathsep}{path}" if path else home
-    return {**os.environ, **_ONE_THREAD, "PYTHONPATH": path}
+    own = dict(os.environ)
+    if own.get("OMP_NUM_THREADS") == own.get(THREADS_VARIABLE):
+        own.pop("OMP_NUM_THREADS", None)  # it is the worker's share of the cores, not the user's
+    # Libraries that are told nothing else go by the user's OMP_NUM_THREADS.
+    threads = {} if "OMP_NUM_THREADS" in own else _ONE_THREAD
+    return {**threads, **own, "PYTHONPATH": path}
