@@ -466,6 +466,23 @@ def test_a_fork_may_read_while_a_thread_calls_a_function():
     reading.join()
 
 
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_a_loop_that_a_fork_took_over_is_refused(prefetch):
+    batches = iter(numbers([6, 6]).iter_batches(batch_size=2, prefetch_batches=prefetch))
+    next(batches)
+    pid = os.fork()
+    if not pid:
+        signal.alarm(20)
+        try:
+            list(batches)
+        except DataError as error:
+            os._exit(0 if "in another process" in str(error) else 1)
+        finally:
+            os._exit(2)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert ids(batches) == list(range(2, 12))
+
+
 def test_two_epochs_at_a_time():
     iterator = numbers([6]).iterator()
     pairs = list(

@@ -19,7 +19,7 @@ import pyarrow as pa
 from minitrain.data import order
 from minitrain.data.feeding.formats import Format, batches_of
 from minitrain.data.plans.block import Block
-from minitrain.data.plans.readahead import Piece, ReadAhead, reading
+from minitrain.data.plans.readahead import Piece, ReadAhead, check_process, reading
 from minitrain.data.plans.runtime import Runtime
 from minitrain.data.plans.tables import rebatched
 from minitrain.data.values import concat_tables
@@ -233,6 +233,7 @@ class _Ahead:
                     raise item.error
                 return
             yield item
+            check_process(self._owner_pid)
 
     def close(self) -> None:
         """End the thread."""

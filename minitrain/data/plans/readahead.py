@@ -18,7 +18,7 @@ from minitrain.data.plans.block import Block
 from minitrain.data.plans.runtime import Runtime
 from minitrain.exceptions import DataError
 
-__all__ = ["Piece", "ReadAhead", "reading"]
+__all__ = ["Piece", "ReadAhead", "check_process", "reading"]
 
 _LOCAL_THREADS = 2
 _REMOTE_THREADS = 16
@@ -98,6 +98,7 @@ class ReadAhead:
         while (slot := self._first()) is not None:
             while (table := self._take(slot)) is not None:
                 yield table
+                check_process(self._owner_pid)
             self._leave(slot)
 
     def close(self) -> None:
@@ -255,6 +256,14 @@ class _NoBlock(Block):
 
 
 _NOTHING = Piece(_NoBlock())
+
+
+def check_process(owner_pid: int) -> None:
+    """Raise an error if this is a fork of the process that began a loop: it has no threads."""
+    if owner_pid != os.getpid():
+        raise DataError(
+            "this loop was begun in another process, before a fork; begin another one in this one"
+        )
 
 
 def _check_rows(piece: Piece, rows: int) -> None:
