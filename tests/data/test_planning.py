@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -236,6 +237,64 @@ def test_a_function_that_changes_the_number_of_rows_is_called_before_a_global_sh
         rows = [[row["id"] for row in rank.iter_rows()] for rank in ranks]
         assert sorted(rows[0] + rows[1]) == [0, 2, 4, 6]
     assert seen == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda dataset: dataset.limit(20),
+        lambda dataset: dataset.repartition(2),
+        lambda dataset: dataset.union(numbers([4, 4])),
+        lambda dataset: dataset.random_shuffle(seed=1).union(dataset.random_shuffle(seed=2)),
+        lambda dataset: dataset.zip(numbers([12, 12])),
+        lambda dataset: calls(dataset.limit(20))[0].repartition(2),
+    ],
+    ids=["limit", "repartition", "union", "union of shuffles", "zip", "limit, then repartition"],
+)
+def test_a_function_behind_what_changes_with_the_epoch_is_tried_once(change):
+    shuffled = numbers([4] * 6).randomize_block_order(seed=1)
+    dataset, seen = calls(change(shuffled))
+    rows = dataset.count()
+    ranks = dataset.streaming_split(2, equal=True)
+    for _ in range(2):
+        seen.clear()
+        read = [row["id"] for rank in ranks for row in rank.iter_rows()]
+        for rank in ranks:
+            rank.position()
+        assert sorted(seen) == sorted(read)
+        assert len(read) == rows
+
+
+def test_what_was_found_to_change_the_number_of_rows_is_not_tried_again():
+    dataset, seen = calls(numbers([4] * 6).randomize_block_order(seed=1).limit(20))
+    dataset = dataset.map_batches(halve).resolved()
+    seen.clear()
+    iterator = dataset.iterator()
+    rows = iterator.rows()
+    assert len(seen) == 20, "counted, as in each epoch"
+    assert sum(1 for _ in iterator.iter_rows()) == rows
+    assert len(seen) <= 40
+
+
+def test_steps_behind_a_union_are_those_of_its_parts():
+    both = pushable().randomize_block_order(seed=1).union(numbers([3])).filter(expr=FEW)
+    assert both.explain() == (
+        "union\n  randomize_block_order(seed=1)\n    numbers (2 blocks); rows: (id < 3)\n"
+        "  filter((id < 3))\n    numbers (1 blocks)"
+    )
+
+
+@pytest.mark.campaign
+def test_a_function_behind_a_union_has_one_pool():
+    parts = [numbers([4] * 2).randomize_block_order(seed=seed) for seed in range(3)]
+    dataset = parts[0].union(*parts[1:])
+
+    def where(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return batch | {"pid": np.full(len(batch["id"]), os.getpid())}
+
+    rows = list(dataset.map_batches(where, concurrency=1).resolved().iterator().iter_rows())
+    assert len(rows) == 24
+    assert len({row["pid"] for row in rows}) == 1
 
 
 def test_without_a_division_nothing_is_called_to_find_out():

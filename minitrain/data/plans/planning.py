@@ -25,6 +25,7 @@ from minitrain.data.plans.plan import (
     Shuffle,
     ShuffleBlocks,
     ShuffleRows,
+    Union,
     Whole,
     counted,
     host_table,
@@ -56,7 +57,7 @@ def optimized(node: Node) -> Node:
     Selections and filters by expressions go into sources that can do them while they read. A
     shuffle of blocks commutes with what is done to each block, and goes behind it. A shuffle of
     rows goes behind the last step that is known to change their number: that is then the same in
-    every epoch.
+    every epoch. What is done to each block of a union is done to those of its parts.
     """
     node = node.with_children(tuple(optimized(child) for child in node.children))
     if not isinstance(node, Apply):
@@ -67,6 +68,8 @@ def optimized(node: Node) -> Node:
 
 def _pushed(node: Apply) -> Node:
     read, step = node.child, node.step
+    if isinstance(read, Union):
+        return Union(tuple(optimized(Apply(part, step)) for part in read.parts))
     if not isinstance(read, Read):
         return node
     source = read.source
@@ -174,23 +177,45 @@ def resolved(node: Node, *, shared: bool = False) -> Node:
 
 
 def _decided(node: Node) -> Node:
-    """Find out whether functions behind a shuffle of rows keep their number.
+    """Find out whether functions behind what changes with the epoch keep the number of rows.
 
-    They are called for all rows. Those that keep it are called again in each epoch, for rows in
-    another order; otherwise what they return is shuffled, as it was returned once.
+    They are called for all rows. Those that keep it need not be called to count the rows of an
+    epoch. Behind a shuffle of rows, what others return is shuffled, as it was returned once; behind
+    anything else they are said to change the number, and nobody tries again.
     """
     steps, below = _chain(node)
-    if not isinstance(below, ShuffleRows) or all(step.keeps_rows for step in steps):
-        return node.with_children(tuple(map(_decided, node.children)))
-    keeping = [replace(one, keeps_rows=True) if one.may_keep_rows else one for one in steps]  # type: ignore[type-var]
+    below = below.with_children(tuple(map(_decided, below.children)))
+    is_shuffle = isinstance(below, ShuffleRows)
+    if not (is_shuffle or below.changes) or not any(_is_open(step) for step in steps):
+        return _applied(below, steps)
+    below = _resolved(below)
+    keeping = _said(steps, keeps_rows=True)
     try:
-        for _ in tables(_applied(below.child, keeping)):
+        # In which order is no matter: that of a shuffle is not worked out for this.
+        for _ in tables(_applied(below.children[0] if is_shuffle else below, keeping)):
             pass
     except RowsChangedError:
-        last = max(i + 1 for i, step in enumerate(steps) if not step.keeps_rows)
-        shuffled = replace(below, child=_applied(below.child, steps[:last]))
-        return prepared(_applied(shuffled, steps[last:]))
+        if isinstance(below, ShuffleRows):
+            return _shuffled_afterwards(steps, below)
+        return _applied(below, _said(steps, may_keep_rows=False))
     return _applied(below, keeping)
+
+
+def _is_open(step: Step) -> bool:
+    """Tell whether a step may keep the number of rows, and nobody has found out."""
+    return step.may_keep_rows and not step.keeps_rows
+
+
+def _said(steps: Sequence[Step], **known: bool) -> list[Step]:
+    """Return the steps with what is known now of those of which it was not known."""
+    return [replace(one, **known) if _is_open(one) else one for one in steps]  # type: ignore[type-var]
+
+
+def _shuffled_afterwards(steps: Sequence[Step], shuffle: ShuffleRows) -> Node:
+    """Return the plan with the shuffle behind the last step that changes the number of rows."""
+    last = max(i + 1 for i, step in enumerate(steps) if not step.keeps_rows)
+    shuffled = replace(shuffle, child=_applied(shuffle.child, steps[:last]))
+    return prepared(_applied(shuffled, steps[last:]))
 
 
 def _with_shared_tables(node: Node) -> Node:

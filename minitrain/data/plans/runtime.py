@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from minitrain._os.forks import unlock_in_forks
 
 if TYPE_CHECKING:
-    from minitrain.data.plans.functions import FunctionStep
+    from minitrain.data.plans.functions import FunctionStep, UserFunction
     from minitrain.data.processes.pool import Pool
 
 __all__ = ["Meter", "Runtime", "current_runtime"]
@@ -83,12 +83,14 @@ class Runtime:
     def __init__(self, sharers: int = 1) -> None:
         self.meter = Meter()
         self.sharers = sharers
-        self._pools: dict[tuple[FunctionStep, bool], Pool] = {}
+        self._pools: dict[tuple[UserFunction, bool, bool], Pool] = {}
         self._lock = threading.Lock()
         unlock_in_forks(self)
 
     def pool(self, step: FunctionStep, *, reads: bool) -> Pool:
         """Return the processes for a step; they are started when they are first needed.
+
+        Each part of a union has a step of its own for the same function: they share them.
 
         Args:
             step: The step.
@@ -96,12 +98,13 @@ class Runtime:
         """
         from minitrain.data.processes.pool import Pool
 
+        key = (step.function, step.keeps_rows, reads)
         with self._lock:
-            found = self._pools.get((step, reads))
+            found = self._pools.get(key)
             if found is None:
                 processes = -(-step.function.concurrency // self.sharers)
                 found = Pool(step.pickled(reads=reads), processes, step.describe())
-                self._pools[step, reads] = found
+                self._pools[key] = found
             return found
 
     @contextmanager
