@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -148,6 +149,18 @@ def test_what_lists_others_blocks_counts_each_once(change, times):
         rows = sum(table.num_rows for block in node.blocks(0) for table in block.read())
     assert rows in {12, 18}
     assert len(seen) <= 6
+
+
+def test_rows_are_counted_by_as_many_threads_as_read_them(monkeypatch):
+    monkeypatch.setattr(data.DataContext.get_current(), "read_threads", 1)
+    threads: list[str] = []
+
+    def note(first: int) -> None:
+        threads.append(threading.current_thread().name)
+
+    ds = numbers([2] * 5, is_counted=False, before=note).union(numbers([3]))
+    assert ds.count() == 13
+    assert threads == ["dataset-reader-0"] * 5
 
 
 def test_counting_leaves_out_what_does_not_change_the_number():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -43,8 +42,6 @@ __all__ = [
     "tables",
     "written",
 ]
-
-_COUNTING_THREADS = 16
 
 
 class Node(ABC):
@@ -433,24 +430,43 @@ def counted(listed: Iterable[Block]) -> tuple[Block, ...]:
     Also empty ones, so that a shuffle gives the others the same order as if nobody had counted.
     """
     blocks = tuple(listed)
-    unknown = sum(block.rows is None for block in blocks)
+    unknown = [block for block in blocks if block.rows is None]
     if not unknown:
         return blocks
-    runtime = current_runtime()
+    pieces = (Piece(_CountedBlock(block)) for block in unknown)
+    with closing(reading(pieces, current_runtime())) as reader:
+        found = iter([table.column(0)[0].as_py() for table in reader])
+    return tuple(_knowing(block, next(found)) if block.rows is None else block for block in blocks)
 
-    def with_rows(block: Block) -> Block:
-        with runtime.in_this_thread():
-            return _with_rows(block)
 
-    with ThreadPoolExecutor(min(unknown, _COUNTING_THREADS), "counting") as threads:
-        return tuple(threads.map(with_rows, blocks))
+class _CountedBlock(Block):
+    """One row, which says how many another block has: counted where and as others are read."""
+
+    rows = 1
+    size_bytes = 8
+
+    def __init__(self, block: Block) -> None:
+        self.name = block.name
+        self._block = block
+
+    @property
+    def reading_bytes(self) -> int:
+        return self._block.reading_bytes
+
+    @property
+    def is_remote(self) -> bool:
+        return self._block.is_remote
+
+    def read(self, start: int = 0, stop: int | None = None) -> Iterator[pa.Table]:  # noqa: ARG002
+        yield pa.Table.from_arrays([pa.array([self._block.count()], pa.int64())], names=["rows"])
 
 
 def _with_rows(block: Block) -> Block:
     """Return a block that knows how many rows it has, so that nobody counts them again."""
-    if block.rows is not None:
-        return block
-    rows = block.count()
+    return block if block.rows is not None else _knowing(block, block.count())
+
+
+def _knowing(block: Block, rows: int) -> Block:
     if isinstance(block, MappedBlock):
         return replace(block, known_rows=rows)
     return MappedBlock(block, (), rows)
