@@ -268,7 +268,7 @@ class Shards:
     def _bind(self, name: str, iterator: Any) -> None:
         """Tell an iterator where it is, and let it go on where all ranks were."""
         iterator.bind(device=_device, sharers=self._sharers)
-        if iterator._world_size != self._world_size:  # noqa: SLF001 - its own package
+        if iterator.divided_among != self._world_size:
             return  # it is no part of one that all ranks read
         self._divided[name] = iterator
         if name not in self._from:

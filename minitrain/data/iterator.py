@@ -219,24 +219,28 @@ class DataIterator(Iterates):
     Args:
         plan: What is read.
         rank: Of whom it is the share.
-        world_size: How many ranks there are.
+        world_size: How many ranks there are; None: it is nobody's share.
         equal: Whether every rank gets as many rows.
         remainder: What becomes of the rows that do not go evenly: ``"drop"``: nobody gets them;
             ``"pad"``: some rows come twice.
+
+    Attributes:
+        divided_among: The number of ranks that was given.
     """
 
     def __init__(
         self,
         plan: Node,
         rank: int = 0,
-        world_size: int = 1,
+        world_size: int | None = None,
         *,
         equal: bool = True,
         remainder: Remainder = "drop",
     ) -> None:
         self._plan = plan
         self._rank = rank
-        self._world_size = world_size
+        self.divided_among = world_size
+        self._world_size = world_size or 1
         self._equal = equal
         self._remainder: Remainder = remainder
         self._resolved = False

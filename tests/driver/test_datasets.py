@@ -136,6 +136,17 @@ def test_what_a_function_makes_stands_where_it_was_until_every_rank_has_asked():
     assert positions.now == {"train": before}
 
 
+@pytest.mark.parametrize("config", [DataConfig, Mine])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_what_is_not_divided_has_no_position(world_size, config):
+    both = {"train": data.range(10), "val": data.range(10)}
+    given = Datasets(both, config(datasets_to_split=["train"])).resolved(shared=False)
+    said = read_some(given, [2] * world_size)
+    assert [list(positions) for positions in said] == [["train"]] * world_size
+    shards = shards_of(given, 0, 1, {"val": given.given["val"].iterator().position()})
+    assert list(shards.positions()) == ["train"]
+
+
 def test_ranks_that_read_different_things_keep_no_position_and_one_warning(caplog):
     positions = Positions()
     said = [
