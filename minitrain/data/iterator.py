@@ -21,7 +21,7 @@ from minitrain.data.plans.block import Block
 from minitrain.data.plans.functions import check_count, check_seed
 from minitrain.data.plans.mapped import HostTable
 from minitrain.data.plans.plan import Node, Sliced, Union, sources_of, written
-from minitrain.data.plans.planning import first_table, optimized, order_of, resolved
+from minitrain.data.plans.planning import first_table, optimized, order_of, prepared, resolved
 from minitrain.data.plans.runtime import Runtime
 from minitrain.exceptions import DataError
 
@@ -457,7 +457,11 @@ class DataIterator(Iterates):
     # ------------------------------------------------------------------ what it is about
     def schema(self) -> pa.Schema | None:
         """Return the columns and their types; None if there are no rows."""
-        table = first_table(self._plan, self._runtime_here())
+        runtime = self._runtime_here()
+        if not self._resolved:
+            with runtime.in_this_thread():
+                self._plan = prepared(optimized(self._plan))  # an epoch need not do it again
+        table = first_table(self._plan, runtime)
         return None if table is None else table.schema
 
     def materialize(self) -> MaterializedDataset:

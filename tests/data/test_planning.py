@@ -186,6 +186,13 @@ def test_what_needs_all_rows_is_done_once_for_all_epochs():
     assert seen == []
 
 
+def test_what_needs_all_rows_is_done_once_for_the_columns_and_the_epochs():
+    dataset, seen = calls(numbers([3, 4]))
+    iterator = dataset.random_shuffle(seed=1).iterator()
+    assert iterator.schema().names == iterator.schema().names == ["id"]
+    assert sorted(row["id"] for row in iterator.iter_rows()) == sorted(seen) == list(range(7))
+
+
 @pytest.mark.parametrize("is_resolved", [False, True])
 def test_what_the_order_of_a_plan_follows_from(is_resolved):
     dataset = numbers([3]).randomize_block_order(seed=1, reseed_after_execution=False)
