@@ -12,9 +12,10 @@ from __future__ import annotations
 import importlib
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +55,13 @@ class Datasets:
             DataError: A dataset cannot be read, or a step of it fails.
         """
         self._check_names()
-        given = {
-            name: _resolved(name, dataset, shared=shared) if _is_dataset(dataset) else dataset
-            for name, dataset in self.given.items()
-        }
+        given = dict(self.given)
+        known: dict[int, Any] = {}  # one may be given under two names
+        for name, dataset in self.given.items():
+            if _is_dataset(dataset):
+                if id(dataset) not in known:
+                    known[id(dataset)] = _resolved(name, dataset, shared=shared)
+                given[name] = known[id(dataset)]
         return replace(self, given=given, settings=_settings())
 
     def layouts(self) -> dict[str, str]:
@@ -230,7 +234,8 @@ class Shards:
         if callable(made):
             made = made()
         if _is_dataset(made):
-            self._take({name: _resolved(name, made)})
+            # A configure() of the user's counts on the other datasets too, and got them before.
+            self._take({name: _resolved(name, made)}, partial(DataConfig.configure, self._config))
         else:
             self._own[name] = made
 
@@ -248,14 +253,15 @@ class Shards:
         if not self._is_configured:
             datasets = {name: one for name, one in self._given.items() if _is_dataset(one)}
             if datasets:
-                self._take(datasets)
+                self._take(datasets, self._config.configure)
             self._is_configured = True
 
-    def _take(self, datasets: Mapping[str, Any]) -> None:
-        by_rank = self._config.configure(
+    def _take(self, datasets: Mapping[str, Any], configure: Callable[..., Any]) -> None:
+        by_rank = configure(
             dict(datasets), self._world_size, worker_handles=None, worker_node_ids=None
         )
-        if not isinstance(by_rank, list) or len(by_rank) != self._world_size:
+        are_dicts = isinstance(by_rank, list) and all(isinstance(one, Mapping) for one in by_rank)
+        if not are_dicts or len(by_rank) != self._world_size:
             raise TypeError(
                 f"{type(self._config).__name__}.configure() returned {by_rank!r}: must be a list "
                 f"of {self._world_size} dicts of names and iterators, one for each rank"

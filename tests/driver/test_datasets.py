@@ -102,6 +102,43 @@ def test_with_padding_every_row_comes_and_some_come_twice():
     assert {row for part in parts for row in part} == set(range(10))
 
 
+class TrainAlone(DataConfig):
+    def configure(self, datasets, world_size, **kwargs):
+        parts = datasets["train"].streaming_split(world_size, equal=True)
+        return [{"train": part} for part in reversed(parts)]
+
+
+def test_what_a_function_makes_is_divided_plainly():
+    given = Datasets({"train": data.range(4), "val": lambda: data.range(6)}, TrainAlone())
+    shards = [shards_of(given.resolved(shared=False), rank, 2) for rank in range(2)]
+    assert [ids(one.get("train")) for one in shards] == [[2, 3], [0, 1]]
+    assert [ids(one.get("val")) for one in shards] == [[0, 1, 2], [3, 4, 5]]
+
+
+@pytest.mark.parametrize("returned", [None, {}, [], [None], [["train"]], ({},)])
+def test_what_a_configuration_returns_is_checked(returned):
+    class Wrong(DataConfig):
+        def configure(self, datasets, world_size, **kwargs):
+            return returned
+
+    shards = shards_of(Datasets({"train": data.range(4)}, Wrong()), 0, 1)
+    with pytest.raises(TypeError, match=r"Wrong.configure\(\) returned .*must be a list of 1 dict"):
+        shards.get("train")
+
+
+def test_a_dataset_under_two_names_is_prepared_once():
+    seen = []
+
+    def note(batch):
+        seen.extend(batch["id"].tolist())
+        return batch
+
+    ds = data.range(10).map_batches(note)
+    given = Datasets({"train": ds, "val": ds, "numbers": [1]}).resolved(shared=False).given
+    assert given["train"] is given["val"]
+    assert len(seen) == 20, "once to count, once for the columns"
+
+
 # ------------------------------------------------------------------ where all ranks stand
 def read_some(given, by_rank, positions=None):
     """Have each rank read some rows; return what each says then of where it is."""
