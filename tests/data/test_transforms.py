@@ -5,6 +5,7 @@ import threading
 import traceback
 from collections import Counter
 
+import cloudpickle
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -14,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import minitrain.data
+from minitrain.data import DataContext
+from minitrain.data.plans.runtime import Runtime
 from minitrain.exceptions import ColumnError, ConfigurationError, DataError, TransformError
 from tests.data.slices import dataset_of, dataset_of_slices
 
@@ -84,6 +87,56 @@ def test_batches_have_the_size_that_was_asked_for(rows, pieces, size):
         blocks = np.diff(edges)
         assert Counter(sizes)[size] >= sum(block // size for block in blocks)
         assert max(sizes, default=0) <= size
+
+
+def counting(made, rows=1):
+    """Return a function that yields five batches, and notes each before."""
+
+    def count(batch):
+        for number in range(5):
+            made.append(number)
+            yield {"id": batch["id"][:rows] + number}
+
+    return count
+
+
+def test_what_a_generator_yields_is_made_when_it_is_taken():
+    made = []
+    (block,) = dataset_of(TABLE, 1).map_batches(counting(made)).plan.blocks(0)
+    with Runtime().in_this_thread():
+        tables = block.read()
+        assert next(tables)["id"].to_pylist() == [0]
+        assert made == [0]
+        assert len(list(tables)) == 14, "three tables are read"
+
+
+def test_generators_that_wait_for_room_do_not_wait_for_each_other(monkeypatch):
+    monkeypatch.setattr(DataContext.get_current(), "memory_budget_bytes", 1)
+    made = []
+    batches = dataset_of(TABLE, 5).map_batches(counting(made)).iter_batches(batch_size=1)
+    ids = [int(batch["id"][0]) for batch in batches]
+    assert ids == [first + number for first in range(0, 250, 50) for number in range(5)]
+
+
+@pytest.mark.parametrize(("target", "rows"), [(8, [1] * 5), (9, [2, 2, 1]), (99, [5])])
+def test_small_tables_leave_a_pool_together(target, rows, monkeypatch):
+    monkeypatch.setattr(DataContext.get_current(), "target_table_bytes", target)
+    (block,) = dataset_of(TABLE, 1).map_batches(counting([]), concurrency=1).plan.blocks(0)
+    function = cloudpickle.loads(block.steps[0].pickled())
+    tables = list(function(TABLE))
+    assert [table.num_rows for table in tables] == rows
+    assert {table["id"].num_chunks for table in tables} == {1}
+    assert [row for table in tables for row in table["id"].to_pylist()] == list(range(5))
+
+
+def test_tables_of_different_columns_leave_a_pool_apart():
+    def both(batch):
+        yield {"id": batch["id"][:1]}
+        yield {"x": batch["x"][:1]}
+
+    (block,) = dataset_of(TABLE, 1).map_batches(both, concurrency=1).plan.blocks(0)
+    function = cloudpickle.loads(block.steps[0].pickled())
+    assert [table.column_names for table in function(TABLE)] == [["id"], ["x"]]
 
 
 def test_a_generator_yields_any_number_of_batches():

@@ -12,6 +12,7 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, NoReturn
 
 import cloudpickle
@@ -19,10 +20,11 @@ import pyarrow as pa
 
 from minitrain._os.forks import unlock_in_forks
 from minitrain.data import values
+from minitrain.data.context import DataContext
 from minitrain.data.plans.block import Block
 from minitrain.data.plans.runtime import current_runtime
 from minitrain.data.plans.steps import Step
-from minitrain.data.plans.tables import rebatched, with_column
+from minitrain.data.plans.tables import joined, rebatched, with_column
 from minitrain.exceptions import ConfigurationError, DataError, TransformError
 
 __all__ = [
@@ -147,11 +149,16 @@ class FunctionStep(Step):
     def pickled(self, *, reads: bool = False) -> bytes:
         """Return :meth:`on_batch`, or :meth:`on_part`, for the processes of a pool.
 
+        Each table that comes back is a mapping of its own, of which a process can have so many:
+        small ones are joined.
+
         Raises:
             TransformError: The function cannot be pickled.
         """
+        called = self.on_part if reads else self.on_batch
+        target_bytes = DataContext.get_current().target_table_bytes
         try:
-            pickled: bytes = cloudpickle.dumps(self.on_part if reads else self.on_batch)
+            pickled: bytes = cloudpickle.dumps(partial(_joining, called, target_bytes))
         except Exception as error:
             raise TransformError(
                 f"{self.describe()} cannot be sent to another process: {error}; open files, "
@@ -202,6 +209,12 @@ class FunctionStep(Step):
             in_order.fail(error)
 
 
+def _joining(
+    called: Callable[[pa.Table], Iterator[pa.Table]], target_bytes: int, table: pa.Table
+) -> Iterator[pa.Table]:
+    return joined(called(table), target_bytes)
+
+
 def _as_table(pickled: bytes) -> pa.Table:
     """Return a table of these bytes alone; ``pa.table`` would import pandas."""
     offsets = pa.py_buffer(struct.pack("=2i", 0, len(pickled)))
@@ -239,10 +252,16 @@ class _InOrder:
     def called(self) -> Iterator[pa.Table]:
         """Yield what the function returns in this process."""
         for table in self:
-            with self._step.function.alone():
-                made = list(self._step.on_batch(table))
-            yield from made
+            made = self._step.on_batch(table)
+            while (one := self._next_of(made)) is not None:
+                yield one
+                del one
             self.finished()
+
+    def _next_of(self, made: Iterator[pa.Table]) -> pa.Table | None:
+        """Return the next table; who waits until it is taken keeps the function from nobody."""
+        with self._step.function.alone():
+            return next(made, None)
 
     def rows_of_last(self, table: pa.Table) -> int:  # noqa: ARG002
         """Return how many rows the table stands for that was handed over last."""

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from minitrain.data.values import concat_tables
 
-__all__ = ["in_tables", "rebatched", "sliced", "with_column"]
+__all__ = ["in_tables", "joined", "rebatched", "sliced", "with_column"]
 
 
 def sliced(tables: Iterator[pa.Table], start: int, stop: int | None) -> Iterator[pa.Table]:
@@ -42,6 +42,31 @@ def rebatched(tables: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:
             rows += table.num_rows - start
     if held:
         yield concat_tables(held)
+
+
+def joined(tables: Iterable[pa.Table], target_bytes: int) -> Iterator[pa.Table]:
+    """Yield the same rows, with small tables of the same columns joined to tables of a size.
+
+    Those that are large enough are not copied.
+    """
+    held: list[pa.Table] = []
+    held_bytes = 0
+    for table in tables:
+        size_bytes = table.nbytes
+        if held and (size_bytes >= target_bytes or not table.schema.equals(held[0].schema)):
+            yield _as_one(held)
+            held, held_bytes = [], 0
+        held.append(table)
+        held_bytes += size_bytes
+        if held_bytes >= target_bytes:
+            yield _as_one(held)
+            held, held_bytes = [], 0
+    if held:
+        yield _as_one(held)
+
+
+def _as_one(tables: list[pa.Table]) -> pa.Table:
+    return tables[0] if len(tables) == 1 else pa.concat_tables(tables).combine_chunks()
 
 
 def in_tables(table: pa.Table, target_bytes: int) -> Iterator[pa.Table]:
