@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minitrain.data.context import DataContext
+from minitrain.data.creation import from_items
 from minitrain.data.read import read_csv, read_json, read_numpy, read_parquet
 from minitrain.data.values import table_from_batch
 from minitrain.data.writing import write as write_module
@@ -443,4 +444,4 @@ def test_wrong_places_and_sizes_are_refused(tmp_path):
     with pytest.raises(ConfigurationError, match="no other column is left"):
         dataset.write_parquet(tmp_path, partition_cols=["id", "text", "x"])
     with pytest.raises(DataError, match="there is no column to write"):
-        dataset.select_columns([]).write_csv(tmp_path)
+        from_items([]).write_csv(tmp_path)

@@ -105,11 +105,12 @@ def converted_column(column: pa.ChunkedArray, type_: pa.DataType) -> pa.Array | 
 
 # ---------------------------------------------------------------------- types
 def _type_of_all(columns: Sequence[pa.ChunkedArray]) -> pa.DataType:
-    types = {column.type for column in columns} - {pa.null()}
+    # In order of appearance, which the fields of a struct of several get too.
+    types = [type_ for type_ in dict.fromkeys(one.type for one in columns) if type_ != pa.null()]
     if len(types) < 2:  # noqa: PLR2004 - nothing to join
-        return next(iter(types), pa.null())
+        return types[0] if types else pa.null()
     if any(map(pa.types.is_floating, types)):
-        types = {pa.uint8() if pa.types.is_boolean(type_) else type_ for type_ in types}
+        types = [pa.uint8() if pa.types.is_boolean(type_) else type_ for type_ in types]
     promoted = _promoted(types)
     if promoted is None:
         return _type_of_values(types)
@@ -126,12 +127,12 @@ def _promoted(types: Iterable[pa.DataType]) -> pa.DataType | None:
         return None
 
 
-def _type_of_values(types: set[pa.DataType]) -> pa.DataType:
+def _type_of_values(types: Sequence[pa.DataType]) -> pa.DataType:
     if all(map(_is_of_tensors, types)):
-        value_type = _promoted({type_.value_type for type_ in types})
+        value_type = _promoted([type_.value_type for type_ in types])
         if value_type is not None:
             return RaggedTensorType(value_type)
-    values = {type_.value_type if pa.types.is_dictionary(type_) else type_ for type_ in types}
+    values = [type_.value_type if pa.types.is_dictionary(type_) else type_ for type_ in types]
     return _promoted(values) or ObjectType()
 
 
