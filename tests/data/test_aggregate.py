@@ -203,6 +203,7 @@ def test_the_absolute_of_the_smallest_integer_is_positive():
         smallest.aggregate(AbsMax("x"))
 
 
+@pytest.mark.campaign
 def test_partial_results_are_merged_before_they_are_many(monkeypatch):
     monkeypatch.setattr(aggregate_module, "_MERGED_ROWS", 10)
     merges = []

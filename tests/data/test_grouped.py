@@ -199,6 +199,7 @@ def test_a_function_may_return_any_batch():
     assert dataset.groupby(None).sum("x").take_all() == [{"sum(x)": 6}]
 
 
+@pytest.mark.campaign
 def test_groups_go_to_a_pool_of_processes():
     dataset = dataset_of(pa.table({"k": [3, 1, 2] * 5, "x": range(15)}))
     made = dataset.groupby("k").map_groups(

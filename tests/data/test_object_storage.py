@@ -33,6 +33,7 @@ def folder(moto, request):
     return path
 
 
+@pytest.mark.campaign
 def test_a_footer_costs_one_request(moto, folder):
     before = len(requests(moto))
     assert minitrain.data.read_parquet(folder, filesystem=moto.filesystem()).count() == 10 * FILES
@@ -40,6 +41,7 @@ def test_a_footer_costs_one_request(moto, folder):
     assert asked == ["GET"] * FILES
 
 
+@pytest.mark.campaign
 def test_a_file_that_went_away_after_it_was_listed_is_named(moto, folder):
     filesystem = moto.filesystem()
     ds = minitrain.data.read_parquet(folder, filesystem=filesystem)

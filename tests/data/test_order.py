@@ -624,6 +624,7 @@ json_values = st.recursive(
 )
 
 
+@pytest.mark.campaign
 @settings(max_examples=40, deadline=None)
 @given(json_values, json_values)
 def test_no_json_breaks_in_another_way(remaining, tail):

@@ -601,6 +601,7 @@ list(pool.map([pa.table({"number": [1]})] * 2))
 """
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize(
     ("how", "number"),
     [

@@ -308,6 +308,7 @@ def test_a_dataset_is_transformed_as_it_was_asked_for_whatever_is_fitted_later()
     assert "map_batches(Chain)" in transformed.explain()
 
 
+@pytest.mark.campaign
 def test_a_dataset_can_be_transformed_in_other_processes():
     scaler = StandardScaler(["a"])
     ds = dataset({"a": [1.0]}, {"a": [3.0, 5.0]})

@@ -99,6 +99,7 @@ def test_norms_are_scikit_learns(norm, name):
     np.testing.assert_allclose(result, preprocessing.normalize(matrix, norm), rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("method", ["yeo-johnson", "box-cox"])
 @pytest.mark.parametrize("power", [-2.5, -1, 0, 1e-9, 0.5, 1, 2, 2 + 1e-9, 3])

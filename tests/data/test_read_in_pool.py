@@ -31,6 +31,7 @@ def numbers(batch):
     }
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("batch_size", [None, pytest.param(40, marks=pytest.mark.campaign)])
 def test_rows_come_in_order_from_other_processes(folder, batch_size):
     made = data.read_binary_files(str(folder)).map_batches(

@@ -272,6 +272,7 @@ signal.pause()
 """
 
 
+@pytest.mark.campaign
 def test_nothing_is_left_of_an_owner_that_was_killed(start_script, spill_folder, tmp_path):
     script = start_script(OWN, str(spill_folder), str(tmp_path / "references"))
     script.wait_for("written [False, True]")

@@ -183,6 +183,7 @@ class Adder:
 LONG = pytest.mark.campaign
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize(
     "concurrency", [None, pytest.param(1, marks=LONG), 2, pytest.param((1, 2), marks=LONG)]
 )
@@ -409,6 +410,7 @@ def test_blocks_are_shuffled_and_their_rows_stay_together():
     assert sorted(epochs[0]) == list(range(250))
 
 
+@pytest.mark.campaign
 def test_a_sample_is_the_same_each_time_and_about_as_large_as_asked():
     table = pa.table({"id": range(20_000)})
     sample = dataset_of(table, 8).random_sample(0.3, seed=2)

@@ -26,6 +26,7 @@ def test_hosts_that_share_a_folder(plan, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.campaign
 def test_without_a_folder_nothing_is_said_of_it(plan):
     assert [one.shares_storage for one in check_hosts(plan, 20)] == [None] * 4
 

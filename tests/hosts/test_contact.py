@@ -218,6 +218,7 @@ def test_another_build_of_the_same_torch_is_fine(contacts, tmp_path):
 
 
 # ------------------------------------------------------------------ ssh's own words
+@pytest.mark.campaign
 @pytest.mark.parametrize(
     ("options", "problem", "words"),
     [

@@ -84,6 +84,7 @@ def test_a_name_that_nobody_knows(launch):
     assert sentence.endswith("Try: ssh nodeX true")
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize(
     ("setting", "value", "problem", "advice"),
     [
@@ -164,6 +165,7 @@ def test_what_people_have_in_their_configuration_does_no_harm(launch, home, worl
 
 
 # ------------------------------------------------------------------ what greets one there
+@pytest.mark.campaign
 @pytest.mark.parametrize(
     ("bashrc", "words"),
     [
@@ -267,6 +269,7 @@ def test_advice_about_a_module_is_given_only_if_it_is_here():
         assert "It is here" not in advice(ModuleNotFoundError(name=name), attempt=0, limit=0)
 
 
+@pytest.mark.campaign
 def test_a_check_asks_for_no_shared_storage_where_files_are_collected(launch, world, storage):
     storage.mkdir()
     world.hide("h2", storage)

@@ -474,6 +474,7 @@ def nvml(tmp_path_factory):
     return folder
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize(
     ("num_workers", "scaling", "variable", "visible", "devices"),
     [

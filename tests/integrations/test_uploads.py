@@ -144,6 +144,7 @@ def test_asynchronous_and_synchronous_ranks_may_mix():
     assert content(result.checkpoint) == {"rank_0": "2", "rank_1": "2"}
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("mode", [SYNC, ASYNC])
 @pytest.mark.parametrize("delete", [None, True, False])
 def test_whether_the_local_directory_stays(mode, delete):
@@ -305,6 +306,7 @@ def test_a_function_that_writes_elsewhere_or_returns_nothing_is_refused():
         assert "checkpoint_upload_fn" in str(error)
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize(
     ("arguments", "kind"),
     [

@@ -63,6 +63,7 @@ plain = st.recursive(
 )
 
 
+@pytest.mark.campaign
 @settings(max_examples=25, deadline=None)
 @given(st.dictionaries(st.text(), plain))
 def test_metrics_arrive_as_they_were_reported(metrics):

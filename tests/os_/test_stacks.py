@@ -208,6 +208,7 @@ def test_the_main_thread_is_asked_also_while_another_one_runs(start):
         assert functions(stack_of(program.pid)) == ["wait_for_ever", "<module>"]
 
 
+@pytest.mark.campaign
 def test_threads_that_run_are_asked_many_times_and_run_on(start):
     # Reading a stack that changes crashes the process: once in some two hundred times.
     program = start(
@@ -358,6 +359,7 @@ def test_a_stopped_process_that_may_go_on_answers_from_where_it_stood(start):
     assert state(program.pid) == "R"
 
 
+@pytest.mark.campaign
 def test_an_answer_owed_since_before_is_not_asked_for_twice(start):
     program = start(
         KEEPING_THE_LOCK

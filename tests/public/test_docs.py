@@ -36,7 +36,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 SLOW_PAGES = {
     "backends.md", "checkpoints.md", "data.md", "errors.md", "fault-tolerance.md", "hosts.md",
-    "reports.md", "storage.md",
+    "reports.md", "storage.md", "README.md",
 }  # fmt: skip
 
 

@@ -199,7 +199,10 @@ def test_taking_gives_back_exactly_the_room_that_was_taken(make_ring):
 
 
 @pytest.mark.parametrize("size", [40, 3000], ids=["in one part", "in several parts"])
-@pytest.mark.parametrize("kill_after", [0, 1, 2, 5, 9, 17])
+@pytest.mark.parametrize(
+    "kill_after",
+    [0, 5, *(pytest.param(puts, marks=pytest.mark.campaign) for puts in (1, 2, 9, 17))],
+)
 def test_what_a_killed_writer_had_put_is_readable_and_nothing_is_torn(make_ring, size, kill_after):
     ring = make_ring(1 << 16)
     sent = [message(number, size) for number in range(10_000)]
