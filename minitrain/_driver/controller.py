@@ -382,11 +382,11 @@ class Controller:
         if timeout_s is None or now_s < self._look_for_hangs_s:
             return
         self._look_for_hangs_s = now_s + timeout_s / _LOOKS_PER_HANG
-        silent = self._silence.of(self._excused(), now_s)
+        silent = self._silence.of(excused := self._excused(), now_s)
         if not silent or self._failures:
             return
         stacks = self._ask_for_stacks()
-        guilty = guilty_ranks(silent, stacks, self._traffic.writing())
+        guilty = guilty_ranks(silent, stacks, self._traffic.writing(), excused)
         if self._group.lost or not guilty:  # its channel will say so; or they are at work
             self._silence.begin(self._group.world_size, time.monotonic())
             return

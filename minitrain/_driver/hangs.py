@@ -60,20 +60,28 @@ class Silence:
 
 
 def guilty_ranks(
-    silent: Collection[int], stacks: Mapping[int, str], writing: Collection[int] = ()
+    silent: Collection[int],
+    stacks: Mapping[int, str],
+    writing: Collection[int] = (),
+    excused: Collection[int] = (),
 ) -> list[int]:
     """Return the silent ranks that others wait for.
 
-    One that stands in a collective of torch's waits itself, if any other does not. One that writes
+    One that stands in a collective of torch's waits itself, if any other does not: perhaps one that
+    was heard of a moment later than those that wait, and is not silent for as long. One that writes
     a checkpoint may take as long as it needs, unless it was stopped and will never be done.
 
     Args:
         silent: Ranks that have been silent for too long.
         stacks: What each rank is at.
         writing: Those that are writing a checkpoint.
+        excused: Those that need not say anything.
     """
     due = [rank for rank in silent if rank not in writing or why_silent(stacks.get(rank, ""))]
     guilty = [rank for rank in due if not waits_in_collective(stacks.get(rank, ""))]
+    if due and not guilty:
+        others = stacks.keys() - {*silent, *writing, *excused}
+        guilty = [rank for rank in others if not waits_in_collective(stacks[rank])]
     return sorted(guilty or due)
 
 

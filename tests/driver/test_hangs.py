@@ -93,6 +93,21 @@ def test_who_waits_in_a_collective_is_not_to_blame_if_another_is_not_there(stack
     assert guilty_ranks([0, 1, 2], stacks) == expected
 
 
+@pytest.mark.parametrize(
+    ("stacks", "excused", "expected"),
+    [
+        ({0: WAITING, 1: WAITING, 2: COMPUTING}, [], [2]),
+        ({0: WAITING, 1: WAITING, 2: COMPUTING}, [2], [0, 1]),
+        ({0: WAITING, 1: WAITING, 2: WAITING}, [], [0, 1]),
+        ({0: COMPUTING, 1: WAITING, 2: COMPUTING}, [], [0]),
+        ({0: WAITING, 1: WAITING}, [], [0, 1]),
+    ],
+    ids=["it is elsewhere", "it need not come", "it is there", "another is", "it does not answer"],
+)
+def test_whoever_spoke_a_moment_later_is_to_blame_if_all_the_silent_wait(stacks, excused, expected):
+    assert guilty_ranks([0, 1], stacks, excused=excused) == expected
+
+
 def test_a_stopped_process_is_called_that():
     assert "SIGSTOP" in why_silent("pid 3, stopped, 1 thread\n\nMain thread ...")
     assert why_silent(COMPUTING + "\n# stopped here") == ""
