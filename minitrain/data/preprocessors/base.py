@@ -8,7 +8,6 @@ import json
 import warnings
 from abc import ABC, abstractmethod
 from enum import StrEnum
-from numbers import Integral
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from minitrain.data.preprocessors import batches
@@ -29,7 +28,6 @@ __all__ = [
     "Preprocessor",
     "PreprocessorNotFittedException",
     "checked_names",
-    "is_count",
 ]
 
 FORMAT = "minitrain.preprocessor"
@@ -377,11 +375,6 @@ def _class_written_as(
         return classes[written]
     end = "." + written.rpartition(".")[2]
     return next((cls for name, cls in reversed(classes.items()) if name.endswith(end)), None)
-
-
-def is_count(number: Any) -> bool:
-    """Return whether something is a whole number above 0."""
-    return isinstance(number, Integral) and not isinstance(number, bool) and int(number) > 0
 
 
 def checked_names(what: str, names: Iterable[str]) -> list[str]:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from minitrain.data.plans.functions import check_count
 from minitrain.data.plans.steps import check_columns
-from minitrain.data.preprocessors.base import Preprocessor, is_count
+from minitrain.data.preprocessors.base import Preprocessor
 from minitrain.data.preprocessors.columns import floats
 from minitrain.data.preprocessors.statistics import Extremes, Statistic
 from minitrain.exceptions import ConfigurationError, TransformError
@@ -175,11 +176,7 @@ class UniformKBinsDiscretizer(_Discretizer):
         self.right = right
         self.include_lowest = include_lowest
         for name in self.columns:
-            number = self._bins_of(name)
-            if not is_count(number):
-                raise ConfigurationError(
-                    f"{self._what(name)}: bins={number!r} must be a number above 0"
-                )
+            check_count(f"{self._what(name)}: bins", self._bins_of(name))
 
     def _statistics(self) -> dict[str, Statistic]:
         return {name: Extremes() for name in self.columns}

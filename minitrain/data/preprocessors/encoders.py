@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from minitrain.data.preprocessors.base import Preprocessor, is_count
+from minitrain.data.plans.functions import check_count
+from minitrain.data.preprocessors.base import Preprocessor
 from minitrain.data.preprocessors.columns import codes, is_list, lists, tensor
 from minitrain.data.preprocessors.statistics import Counts, Statistic
 from minitrain.exceptions import ConfigurationError, TransformError
@@ -78,14 +79,15 @@ def _checked_limits(
 ) -> dict[str, int]:
     if limits is None:
         return {}
-    if not isinstance(limits, Mapping) or not all(
-        column in columns and is_count(limit) for column, limit in limits.items()
-    ):
+    if not isinstance(limits, Mapping) or not set(limits).issubset(columns):
         raise ConfigurationError(
-            f"{name}: max_categories={limits!r} must give numbers above 0 for some of the "
-            f"columns {list(columns)}"
+            f"{name}: max_categories={limits!r} must give numbers for some of the columns "
+            f"{list(columns)}"
         )
-    return dict(limits)
+    return {
+        column: check_count(f"{name}: max_categories[{column!r}]", limit)
+        for column, limit in limits.items()
+    }
 
 
 class OrdinalEncoder(_Encoder):

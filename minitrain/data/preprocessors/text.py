@@ -11,10 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from minitrain.data.preprocessors.base import Preprocessor, is_count
+from minitrain.data.plans.functions import check_count
+from minitrain.data.preprocessors.base import Preprocessor
 from minitrain.data.preprocessors.columns import combined, decoded, floats, tensor
 from minitrain.data.preprocessors.statistics import Counts, Statistic
-from minitrain.exceptions import ConfigurationError, TransformError
+from minitrain.exceptions import TransformError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,12 +85,6 @@ def _column_of_lists(
 def _hash(token: str, number: int) -> int:
     """Return a place for a token: the same in each process, and the same as ray.data's."""
     return int(hashlib.sha256(token.encode()).hexdigest(), 16) % number
-
-
-def _checked_number(what: str, number: int) -> int:
-    if not is_count(number):
-        raise ConfigurationError(f"{what}={number!r} must be a number above 0")
-    return int(number)
 
 
 class Tokenizer(Preprocessor):
@@ -177,7 +172,7 @@ class HashingVectorizer(_Vectorizer):
         output_columns: Sequence[str] | None = None,
     ) -> None:
         super().__init__(columns, output_columns)
-        self.num_features = _checked_number("HashingVectorizer: num_features", num_features)
+        self.num_features = check_count("HashingVectorizer: num_features", num_features)
         self.tokenization_fn = tokenization_fn
 
     def _width(self, name: str) -> int:  # noqa: ARG002
@@ -218,7 +213,7 @@ class CountVectorizer(_Vectorizer):
         super().__init__(columns, output_columns)
         self.tokenization_fn = tokenization_fn
         if max_features is not None:
-            _checked_number("CountVectorizer: max_features", max_features)
+            check_count("CountVectorizer: max_features", max_features)
         self.max_features = max_features
 
     def _statistics(self) -> dict[str, Statistic]:
@@ -272,7 +267,7 @@ class FeatureHasher(Preprocessor):
     def __init__(self, columns: Sequence[str], num_features: int, output_column: str) -> None:
         super().__init__(columns)
         self.output_columns = [output_column]
-        self.num_features = _checked_number("FeatureHasher: num_features", num_features)
+        self.num_features = check_count("FeatureHasher: num_features", num_features)
         self.output_column = output_column
 
     def _compute(self, table: pa.Table) -> dict[str, pa.Array | pa.ChunkedArray]:
